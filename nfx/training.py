@@ -1,0 +1,250 @@
+"""The one training loop of the project: flat, exact to resume, on ``accelerate``.
+
+Everything random in a step follows from (seed, step), and the data a step sees too, so that a training which was
+stopped and resumed ends in the same weights, bit by bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nfx.files import read_json, write_atomically, write_json
+
+Loss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
+LOG_EVERY = 10  # steps between two moments at which losses leave the device
+
+
+def device() -> torch.device:
+    """The accelerator of this process if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
+    """A generator, on the CPU, whose numbers depend on (seed, step) alone; each process of several has its own."""
+    return torch.Generator().manual_seed(_mixed(seed, step, process))
+
+
+def learning_rate_at(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up to `peak` over `warmup` steps, then half a cosine down to zero at `steps`; `step` counts from 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if step >= steps:
+        return 0.0
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def train(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    folder: str | Path,
+    warmup: int = 0,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    clip: float = 1.0,
+    checkpoint_every: int = 200,
+    precision: str = "no",
+    description: str = "",
+    facts: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Minimise ``loss(model, step, generator)["loss"]`` with AdamW, and resume by itself after an interruption.
+
+    Parameters
+    ----------
+    model : nn.Module
+        May hold several. Parameters with ``requires_grad`` are trained; weight decay spares vectors and scalars.
+        Moved to `device`, put in train mode, and left in eval mode.
+    loss : callable
+        Given the model, the step (from 0) and its CPU generator, returns scalars; all are recorded, "loss" is minimised.
+        It draws its batch with the generator, or by the step, so that nothing depends on how often training was resumed.
+    steps, warmup : int
+        Optimisation steps, and those of the linear warm-up.
+    folder : path
+        ``folder/checkpoint`` holds the newest checkpoint until `finish`; ``folder/curve.csv`` the curve.
+    clip : float
+        Largest norm of the gradient.
+    precision : str
+        "no" or "bf16" (autocast; the weights stay in float32).
+    facts : dict, optional
+        What else the training depends on. A checkpoint of other facts or settings is discarded, and the run says so.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns step, lr and one for each scalar; one row a step.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss turns NaN or infinite; it names the step. No checkpoint is written after that step.
+    ValueError
+        If no parameter is to be trained, or `precision` is unknown.
+    """
+    if precision not in ("no", "bf16"):
+        raise ValueError(f"precision is {precision!r}, expected 'no' or 'bf16'")
+    accelerator = _accelerator(precision)
+    model.train()
+    objective = _Objective(model, loss)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=learning_rate, betas=betas)
+    folder = Path(folder)
+    settings = {
+        "steps": steps, "learning_rate": learning_rate, "seed": seed, "warmup": warmup, "weight_decay": weight_decay,
+        "betas": list(betas), "clip": clip, "precision": precision, "facts": dict(facts or {}),
+        "parameters": {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad},
+    }  # fmt: skip
+    model.to(accelerator.device)
+    start, rows = _resume(model, optimizer, folder, settings)
+    prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
+
+    pending: list[tuple[int, float, dict[str, Tensor]]] = []
+    random_devices = [torch.cuda.current_device()] if accelerator.device.type == "cuda" else []
+    bar = tqdm(
+        range(start, steps), initial=start, total=steps, desc=description or "training", leave=False, mininterval=5,
+        disable=None if accelerator.is_main_process else True,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=random_devices):
+        for step in bar:
+            torch.manual_seed(_mixed(seed, step, accelerator.process_index, 1))  # for dropout
+            rate = learning_rate_at(step, steps, warmup, learning_rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            values = prepared(step, step_generator(seed, step, accelerator.process_index))
+            accelerator.backward(values["loss"])
+            accelerator.clip_grad_norm_(prepared.parameters(), clip)
+            prepared_optimizer.step()
+            prepared_optimizer.zero_grad(set_to_none=True)
+            pending.append((step, rate, {name: value.detach() for name, value in values.items()}))
+            done = step + 1
+            if done % LOG_EVERY == 0 or done % checkpoint_every == 0 or done == steps:
+                rows += _fetch(pending, description)
+                pending.clear()
+                bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", refresh=False)
+            if (done % checkpoint_every == 0 or done == steps) and accelerator.is_main_process:
+                _save(model, optimizer, folder, done, rows, settings)
+
+    model.eval()
+    accelerator.wait_for_everyone()
+    curve = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["step", "lr", "loss"])
+    if accelerator.is_main_process:
+        with write_atomically(folder / "curve.csv") as temporary:
+            curve.to_csv(temporary, index=False)
+    return curve
+
+
+def finish(folder: str | Path) -> None:
+    """Remove the checkpoint of a training whose result has been saved."""
+    shutil.rmtree(Path(folder) / "checkpoint", ignore_errors=True)
+
+
+class _Objective(nn.Module):
+    """Model and loss as one forward pass, which is what mixed precision and several processes wrap."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return self._loss(self.model, step, generator)
+
+
+def _accelerator(precision: str) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # else a second training in this process could not have another precision
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+
+
+def _mixed(*numbers: int) -> int:
+    """One well-mixed 63-bit seed from several integers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of the model has requires_grad: nothing to train")
+    matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _fetch(pending: list[tuple[int, float, dict[str, Tensor]]], description: str) -> list[dict[str, float]]:
+    """Rows of the curve, moved from the device at once; a loss that is not finite is an error."""
+    names = list(pending[0][2])
+    numbers = torch.stack([torch.stack([values[name].float() for name in names]) for _, _, values in pending]).tolist()
+    rows = []
+    for (step, rate, _), line in zip(pending, numbers, strict=True):
+        row = {"step": step, "lr": rate, **dict(zip(names, line, strict=True))}
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(
+                f"{description or 'training'}: the loss is {row['loss']} at step {step} (learning rate {rate:.3g}). "
+                "Lower the learning rate, or check the data for NaN"
+            )
+        rows.append(row)
+    return rows
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """What training may change: trained parameters and saved buffers. Tied parameters appear once."""
+    saved = model.state_dict().keys()
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    state |= {name: b for name, b in model.named_buffers() if name in saved}
+    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+
+
+def _save(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    done: int,
+    rows: list[dict[str, float]],
+    settings: dict[str, Any],
+) -> None:
+    """Write ``checkpoint/step_<done>`` under another name, rename it, then remove the older ones."""
+    home = folder / "checkpoint"
+    new = home / f"unfinished_{done}"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    save_file(_state(model), new / "model.safetensors")
+    torch.save(optimizer.state_dict(), new / "optimizer.pt")
+    write_json(new / "state.json", {"step": done, "settings": settings, "rows": rows})
+    final = home / f"step_{done}"
+    shutil.rmtree(final, ignore_errors=True)
+    new.rename(final)
+    for old in home.iterdir():
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _resume(
+    model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, settings: dict[str, Any]
+) -> tuple[int, list[dict[str, float]]]:
+    """Load the newest checkpoint into model and optimizer; the step to go on from and the curve so far."""
+    found = sorted((folder / "checkpoint").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
+    if not found:
+        return 0, []
+    state = read_json(found[-1] / "state.json")
+    if state["settings"] != settings:
+        print(f"{found[-1]}: checkpoint of a training with other settings, discarded")
+        shutil.rmtree(folder / "checkpoint")
+        return 0, []
+    model.load_state_dict(load_file(found[-1] / "model.safetensors"), strict=False)
+    optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", map_location="cpu", weights_only=True))
+    print(f"resumed from step {state['step']} of {settings['steps']}")
+    return state["step"], state["rows"]
