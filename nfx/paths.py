@@ -51,6 +51,6 @@ def snapshot(name: str) -> str:
     if name.count("/") == 1 and not name.startswith(("/", ".", "nfx/")):
         return name
     raise FileNotFoundError(
-        f"no model snapshot at {folder}: expected a folder written by save_pretrained, or an owner/name on the model hub. "
-        "The stand-in models are trained again by ./run_all.sh stand-ins"
+        f"no model snapshot at {folder}: expected a folder written by save_pretrained, or an owner/name on the "
+        "model hub. The stand-in models are trained again by ./run_all.sh stand-ins"
     )

@@ -1,4 +1,4 @@
-"""Profiles: every hyper-parameter, typed and checked. The values, with their sources, are in ``nfx/profiles/*.yaml``."""
+"""Profiles: every hyper-parameter, typed and checked. Values and their sources are in ``nfx/profiles/*.yaml``."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Data(_Section):
         segments = set(range(1, self.train_segments + 1))
         if not set(self.validation_segments) < segments:
             raise ValueError(
-                f"data.validation_segments is {list(self.validation_segments)}, expected some, not all, of the training "
-                f"segments 1 to {self.train_segments}"
+                f"data.validation_segments is {list(self.validation_segments)}, expected some, not all, of the "
+                f"training segments 1 to {self.train_segments}"
             )
         return self
 
@@ -187,8 +187,8 @@ class Profile(_Section):
             )
         if self.simulation is not None and len(self.simulation.signal_to_noise) != len(subjects):
             raise ValueError(
-                f"simulation.signal_to_noise has {len(self.simulation.signal_to_noise)} values, expected one for each of "
-                f"data.subjects, {subjects}"
+                f"simulation.signal_to_noise has {len(self.simulation.signal_to_noise)} values, expected one for each "
+                f"of data.subjects, {subjects}"
             )
         return self
 

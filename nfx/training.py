@@ -36,7 +36,7 @@ def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
 
 
 def learning_rate_at(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to `peak` over `warmup` steps, then half a cosine down to zero at `steps`; `step` counts from 0."""
+    """Linear warm-up to `peak` over `warmup` steps, then half a cosine to zero at `steps`; `step` counts from 0."""
     if step < warmup:
         return peak * (step + 1) / warmup
     if step >= steps:
@@ -69,8 +69,8 @@ def train(
         May hold several. Parameters with ``requires_grad`` are trained; weight decay spares vectors and scalars.
         Moved to `device`, put in train mode, and left in eval mode.
     loss : callable
-        Given the model, the step (from 0) and its CPU generator, returns scalars; all are recorded, "loss" is minimised.
-        It draws its batch with the generator, or by the step, so that nothing depends on how often training was resumed.
+        Given the model, the step (from 0) and its CPU generator, returns scalars; all are recorded, "loss" is
+        minimised. It draws its batch with the generator, so that nothing depends on how often training was resumed.
     steps, warmup : int
         Optimisation steps, and those of the linear warm-up.
     folder : path
