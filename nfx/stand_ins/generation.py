@@ -1,0 +1,69 @@
+"""The stand-in for Stable Diffusion v1-5: a KL autoencoder and a text-conditional UNet in its latent space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+
+from nfx.stand_ins import renders
+
+
+def autoencoder() -> nn.Module:
+    """An AutoencoderKL: (3, 64, 64) to (4, 8, 8)."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=64, latent_channels=4, layers_per_block=1, norm_num_groups=8, block_out_channels=(16, 32, 64, 96),
+        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+    )  # fmt: skip
+
+
+def autoencoder_loss(model: nn.Module, step: int, generator: torch.Generator, batch: int = 16) -> dict[str, Tensor]:
+    """Absolute and squared error, an error of the image's gradients that keeps edges, and a small KL term."""
+    seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
+    pixels = renders.frames(batch, seed).pixels[:, 0]
+    posterior = model.encode(pixels).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
+    edges = sum(l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (-1, -2))
+    squared = mse_loss(decoded, pixels)
+    loss = l1_loss(decoded, pixels) + squared + 0.5 * edges + 1e-6 * posterior.kl().mean()
+    return {"loss": loss, "squared_error": squared}
+
+
+def unet() -> nn.Module:
+    """A UNet2DConditionModel over (4, 8, 8) latents and 64-dimensional text states."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(64, 128),
+        down_block_types=["CrossAttnDownBlock2D"] * 2, up_block_types=["CrossAttnUpBlock2D"] * 2,
+        cross_attention_dim=64, attention_head_dim=4, norm_num_groups=16,
+    )  # fmt: skip
+
+
+def scheduler():
+    """Stable Diffusion v1-5's noise schedule, with the DDIM sampler; predicts epsilon."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="epsilon",
+    )  # fmt: skip
+
+
+def unet_loss(
+    model: nn.Module, latents: Tensor, states: Tensor, alpha_bar: Tensor, generator: torch.Generator, batch: int = 64
+) -> dict[str, Tensor]:
+    """Eq. 5 on single frames. latents (renders, 4, 8, 8); states (renders, tokens, 64), the last one of the empty text.
+
+    One caption in ten is replaced with the empty one, for classifier-free guidance.
+    """
+    rows = torch.randint(len(latents), (batch,), generator=generator)
+    captions = torch.where(torch.rand(batch, generator=generator) < 0.1, len(states) - 1, rows)
+    t = torch.randint(len(alpha_bar), (batch,), generator=generator)
+    noise = torch.randn(batch, *latents.shape[1:], generator=generator)
+    a = alpha_bar[t][:, None, None, None]
+    noisy = a.sqrt() * latents[rows] + (1 - a).sqrt() * noise
+    return {"loss": mse_loss(model(noisy, t, states[captions]).sample.float(), noise)}

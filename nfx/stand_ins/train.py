@@ -1,0 +1,172 @@
+"""Train the stand-ins from nothing and save them as ordinary snapshots: `./run_all.sh stand-ins`.
+
+Each model is trained with the loop of `nfx.training` (checkpoints, resumes), converted to float16, and saved with its
+processor or tokenizer in the layout of its Hugging Face original. Scores are measured on held-out renders by
+`nfx.stand_ins.scores`, which also writes the model cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from nfx import paths, training
+from nfx.data.simulator.scenes import caption
+from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
+
+SEED = 7
+STEPS = {"vae": 6000, "clip": 2400, "vit": 5000, "videomae": 4000, "blip": 2500, "unet": 6000}
+LEARNING_RATE = {"vae": 2e-3, "clip": 1e-3, "vit": 1e-3, "videomae": 1e-3, "blip": 1e-3, "unet": 1e-3}
+PRECISION = {"vae": "bf16"}  # halves the autoencoder's time on a CPU; slows the small transformers and the UNet
+POOL = 30_000  # renders whose latents the UNet is trained on
+
+
+def main(names: list[str] | None = None) -> None:
+    """Train the named stand-ins, by default all, in an order in which each finds what it needs."""
+    for name in names or ["vae", "clip", "unet", "vit", "videomae", "blip"]:
+        _TRAIN[name]()
+
+
+def _fit(name: str, model: nn.Module, loss: Callable, seed: int = SEED) -> nn.Module:
+    torch.manual_seed(seed)
+    training.train(
+        model, loss, steps=STEPS[name], learning_rate=LEARNING_RATE[name], seed=seed, folder=work(name),
+        warmup=100, weight_decay=0.01, precision=PRECISION.get(name, "no"), checkpoint_every=500, description=name,
+    )  # fmt: skip
+    return model.eval()
+
+
+def work(name: str) -> Path:
+    """Where a stand-in's checkpoints and curve live while it is trained."""
+    return paths.ROOT / "work" / "stand_ins" / name
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Save in float16, replacing what was there."""
+    staged = folder.with_name(f".{folder.name}.new")
+    model.half().save_pretrained(staged)
+    model.float()
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in staged.iterdir():
+        file.replace(folder / file.name)
+    shutil.rmtree(staged)
+
+
+def vit() -> None:
+    from transformers import ViTImageProcessorPil
+
+    torch.manual_seed(SEED)
+    save(_fit("vit", recognition.vit(), recognition.vit_loss), SNAPSHOTS / "vit")
+    ViTImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(SNAPSHOTS / "vit")
+
+
+def videomae() -> None:
+    from transformers import VideoMAEImageProcessorPil
+
+    torch.manual_seed(SEED)
+    save(_fit("videomae", recognition.videomae(), recognition.videomae_loss), SNAPSHOTS / "videomae")
+    VideoMAEImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(SNAPSHOTS / "videomae")
+
+
+def clip() -> None:
+    from transformers import CLIPImageProcessorPil
+
+    tokenizer = language.clip_tokenizer(SNAPSHOTS / "clip")
+    torch.manual_seed(SEED)
+    model = language.clip(len(tokenizer))
+    _fit("clip", model, lambda m, step, g: language.clip_loss(m, tokenizer, step, g))
+    save(model, SNAPSHOTS / "clip")
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(SNAPSHOTS / "clip")
+
+
+def blip() -> None:
+    from transformers import BlipImageProcessorPil
+
+    tokenizer = language.bert_tokenizer(SNAPSHOTS / "blip")
+    torch.manual_seed(SEED)
+    model = language.blip(len(tokenizer))
+    _fit("blip", model, lambda m, step, g: language.blip_loss(m, tokenizer, step, g))
+    save(model, SNAPSHOTS / "blip")
+    BlipImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(
+        SNAPSHOTS / "blip"
+    )
+
+
+def vae() -> None:
+    torch.manual_seed(SEED)
+    model = _fit("vae", generation.autoencoder(), generation.autoencoder_loss)
+    with torch.no_grad():
+        latents = torch.cat([model.encode(_pixels(64, i)).latent_dist.mean for i in range(8)])
+    model.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
+    save(model, SNAPSHOTS / "stable_diffusion" / "vae")
+
+
+def unet() -> None:
+    """Needs the stand-ins `vae` and `clip`, whose text encoder becomes Stable Diffusion's."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    target = SNAPSHOTS / "stable_diffusion"
+    text_encoder = CLIPTextModel.from_pretrained(SNAPSHOTS / "clip", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(SNAPSHOTS / "clip")
+    latents, states = _pool(
+        AutoencoderKL.from_pretrained(target / "vae", torch_dtype=torch.float32), text_encoder, tokenizer
+    )
+    scheduler = generation.scheduler()
+    alpha_bar = scheduler.alphas_cumprod
+    torch.manual_seed(SEED)
+    model = generation.unet()
+    _fit("unet", model, lambda m, step, g: generation.unet_loss(m, latents, states, alpha_bar, g))
+    save(model, target / "unet")
+    save(text_encoder, target / "text_encoder")
+    tokenizer.save_pretrained(target / "tokenizer")
+    scheduler.save_pretrained(target / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "requires_safety_checker": False,
+        "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }  # fmt: skip
+    from nfx.files import write_json
+
+    write_json(target / "model_index.json", index)
+
+
+def _pixels(count: int, seed: int) -> torch.Tensor:
+    return renders.frames(count, renders.HELD_OUT // 2 + seed).pixels[:, 0]
+
+
+@torch.no_grad()
+def _pool(vae: nn.Module, text_encoder: nn.Module, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of POOL renders (POOL, 4, 8, 8); their captions' states (POOL + 1, tokens, dim), the empty one last."""
+    latents, sentences = [], []
+    for i in range(POOL // 100):
+        drawn = renders.frames(100, renders.HELD_OUT // 2 + 1000 + i)
+        latents.append(vae.encode(drawn.pixels[:, 0]).latent_dist.mean * vae.config.scaling_factor)
+        sentences += [
+            language.short_caption(s) if np.random.default_rng(i).random() < 0.1 else caption(s) for s in drawn.scenes
+        ]
+    unique, index = np.unique([*sentences, ""], return_inverse=True)
+    tokens = tokenizer(list(unique), padding="max_length", max_length=language.TOKENS, return_tensors="pt")
+    states = text_encoder(tokens.input_ids).last_hidden_state
+    empty = int(index[-1])
+    return torch.cat(latents), states[torch.tensor([*index[:-1], empty])]
+
+
+_TRAIN = {"vae": vae, "clip": clip, "unet": unet, "vit": vit, "videomae": videomae, "blip": blip}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*_TRAIN, []], help="which stand-ins; all by default")
+    main(parser.parse_args().names)
