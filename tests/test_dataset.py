@@ -1,0 +1,239 @@
+import time
+
+import numpy as np
+import pytest
+from helpers_dataset import frame_number, surface_sample, write_cifti, write_dataset, write_film
+
+import nfx.data.dataset as dataset
+from nfx.data import (
+    clean_run,
+    grayordinate,
+    hierarchy_order,
+    list_runs,
+    load_subject,
+    natural_sort,
+    prepare_stimuli,
+    prepare_subject,
+    read_cifti,
+)
+from nfx.files import load_arrays, read_manifest
+from nfx.paths import data_set
+from nfx.profile import load_profile
+
+SEGMENTS, VOLUMES = 10, 12
+LAYOUT = {"segments": SEGMENTS, "tests": 2, "volumes": VOLUMES, "test_repeats": 3}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The root of a project with a tiny data set, and the truth it was made from."""
+    root = tmp_path_factory.mktemp("project")
+    return root, write_dataset(root / "data/demo/video_fmri_dataset", **LAYOUT)
+
+
+@pytest.fixture
+def profile(written, tmp_path, monkeypatch):
+    """A profile of that data set; its results go to a folder of the test."""
+    monkeypatch.setattr("nfx.paths.ROOT", tmp_path)
+    monkeypatch.setattr("nfx.files.ROOT", tmp_path)
+    (tmp_path / "data").symlink_to(written[0] / "data")
+    return with_data(
+        load_profile("demo"),
+        frame_size=32,
+        train_segments=SEGMENTS,
+        test_segments=2,
+        train_volumes=VOLUMES,
+        test_volumes=VOLUMES,
+        test_repeats=3,
+        validation_segments=(9, 10),
+        keep=1.0,
+    )
+
+
+def with_data(profile, **changes):
+    return profile.model_copy(update={"data": profile.data.model_copy(update=changes)})
+
+
+def copy_data(profile, written, tmp_path):
+    """A data set of one's own, to damage."""
+    (tmp_path / "data").unlink()
+    write_dataset(data_set(profile), **LAYOUT)
+
+
+def test_natural_sort():
+    names = ["test2", "seg10", "seg2", "seg1", "test10", "seg18"]
+    assert natural_sort(names) == ["seg1", "seg2", "seg10", "seg18", "test2", "test10"]
+
+
+def test_runs_are_listed_in_natural_order(written, tmp_path):
+    runs = list_runs(written[0] / "data/demo/video_fmri_dataset", 1)
+    names = [(run.segment, run.repeat) for run in runs]
+    assert names[:2] == [("seg1", 1), ("seg1", 2)] and names[18] == ("seg10", 1) and names[-1] == ("test2", 3)
+    assert len(runs) == 26 and all(run.path.is_file() for run in runs)
+    with pytest.raises(FileNotFoundError, match="subject1"):
+        list_runs(tmp_path, 1)
+
+
+def test_stimuli(profile):
+    arrays = load_arrays(prepare_stimuli(profile))
+    assert arrays["train_clips"].shape == (SEGMENTS * VOLUMES, 6, 32, 32, 3)
+    assert arrays["test_clips"].shape == (2 * VOLUMES, 6, 32, 32, 3)
+    np.testing.assert_array_equal(arrays["train_segment"], np.repeat(np.arange(1, 11), VOLUMES))
+    np.testing.assert_array_equal(arrays["test_segment"], np.repeat([1, 2], VOLUMES))
+    assert frame_number(arrays["train_clips"][VOLUMES + 3, 4]) == 3 * 60 + 40
+
+
+def test_subject_holds_the_averages_of_the_responding_vertices(profile, written):
+    arrays = load_arrays(prepare_subject(profile, 1))
+    truth = written[1]
+    place = grayordinate(np.repeat(["CORTEX_LEFT", "CORTEX_RIGHT"], 20), np.r_[truth["left"], truth["right"]])
+    column = np.r_[0:8, 20:28]
+    inside = place[column] >= 0  # some may lie in the medial wall
+    order = hierarchy_order(place[column][inside])
+    np.testing.assert_array_equal(arrays["vertex"], place[column][inside][order])
+    assert arrays["train_fmri"].shape == (SEGMENTS * VOLUMES, inside.sum()) and arrays["train_fmri"].dtype == np.float32
+
+    folder = data_set(profile) / "subject1/fmri/seg10/cifti"
+    runs = [clean_run(read_cifti(folder / f"seg10_{n}_Atlas.dtseries.nii").data, VOLUMES) for n in (1, 2)]
+    expected = np.mean(runs, axis=0)[:, column][:, inside][:, order]
+    np.testing.assert_allclose(arrays["train_fmri"][arrays["train_segment"] == 10], expected, atol=1e-6)
+
+    # Row k of a 245- and of a 246-like run alike belongs to clip k.
+    for number in (1, 2):
+        found = arrays["test_fmri"][arrays["test_segment"] == number]
+        signal = truth[f"test{number}"][:, inside][:, order]
+        r = [np.corrcoef(found[:, v], clean_signal(signal[:, v]))[0, 1] for v in range(found.shape[1])]
+        assert np.median(r) > 0.9
+    assert len(arrays["reproducibility_t"]) == (place >= 0).sum()
+    assert arrays["constant_runs"].sum() == 0
+
+
+def clean_signal(signal):
+    return clean_run(np.r_[0, signal, np.zeros(4)][:, None], len(signal))[:, 0]
+
+
+def test_held_out_data_never_touch_the_choice_or_the_training(profile, written, tmp_path):
+    first = {name: np.array(array) for name, array in load_arrays(prepare_subject(profile, 1)).items()}
+    copy_data(profile, written, tmp_path)
+    for name in ("seg9", "seg10", "test1", "test2"):
+        for run in (data_set(profile) / f"subject1/fmri/{name}/cifti").iterdir():
+            data = read_cifti(run).data
+            write_cifti(run, np.random.default_rng(1).normal(0, 1, data.shape), _axis(run))
+    (tmp_path / "work/demo/subject1/manifest.json").unlink()
+    second = load_arrays(prepare_subject(profile, 1))
+    train = first["train_segment"] <= 8
+    for name in ("vertex", "reproducibility_t", "reproducibility_p"):
+        np.testing.assert_array_equal(first[name], second[name])
+    np.testing.assert_array_equal(first["train_fmri"][train], second["train_fmri"][train])
+    assert not np.allclose(first["test_fmri"], second["test_fmri"])
+
+
+def _axis(path):
+    import nibabel
+
+    return nibabel.load(path).header.get_axis(1)
+
+
+def test_finished_work_is_reused_and_other_settings_are_not(profile, monkeypatch):
+    folder = prepare_subject(profile, 1)
+    prepare_stimuli(profile)
+    facts = read_manifest(folder)["facts"]
+
+    def fail(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(dataset, "read_cifti", fail)
+    monkeypatch.setattr(dataset, "read_clips", fail)
+    assert prepare_subject(with_data(profile, frame_size=48, window=3), 1) == folder  # neither concerns the fMRI
+    prepare_stimuli(with_data(profile, window=3, alpha=0.05))
+    assert read_manifest(folder)["facts"] == facts
+    for changed in (with_data(profile, keep=0.5), with_data(profile, exclude_runs=("subject1/test2_3",))):
+        with pytest.raises(AssertionError, match="read again"):
+            prepare_subject(changed, 1)
+    with pytest.raises(AssertionError, match="read again"):
+        prepare_stimuli(with_data(profile, frame_size=48))
+
+
+def test_examples_of_a_subject(profile):
+    prepare_subject(profile, 1)
+    subject = load_subject(profile, 1)
+    arrays = load_arrays(prepare_subject(profile, 1))
+    voxels = len(subject.vertex)
+    assert subject.train.fmri.shape == (8 * VOLUMES, 2, voxels) and subject.train.fmri.dtype == np.float32
+    assert subject.validation.fmri.shape == (2 * VOLUMES, 2, voxels)
+    assert subject.test.fmri.shape == (2 * VOLUMES, 2, voxels)
+    assert set(subject.train.segment) == set(range(1, 9)) and set(subject.validation.segment) == {9, 10}
+    assert set(subject.test.segment) == {1, 2}
+    for part, fmri in ((subject.train, "train_fmri"), (subject.validation, "train_fmri"), (subject.test, "test_fmri")):
+        np.testing.assert_array_equal(part.fmri[:, 0], arrays[fmri][part.clip])
+    end = VOLUMES - 1
+    np.testing.assert_array_equal(subject.train.fmri[end, 1], subject.train.fmri[end, 0])
+    with pytest.raises(ValueError, match="subject is 4"):
+        load_subject(profile, 4)
+
+
+def test_excluded_runs_are_not_averaged(profile):
+    excluding = with_data(profile, exclude_runs=("subject1/test2_2", "subject3/test1_1"))
+    arrays = load_arrays(prepare_subject(excluding, 1))
+    every = {name: np.array(array) for name, array in arrays.items()}
+    arrays = load_arrays(prepare_subject(profile, 1))
+    second = arrays["test_segment"] == 2
+    np.testing.assert_array_equal(every["test_fmri"][~second], arrays["test_fmri"][~second])
+    assert not np.allclose(every["test_fmri"][second], arrays["test_fmri"][second])
+    with pytest.raises(ValueError, match="subject3/test2_9"):
+        prepare_subject(with_data(profile, exclude_runs=("test2_9",)), 1)
+    none = tuple(f"subject1/test2_{n}" for n in (1, 2, 3))
+    with pytest.raises(ValueError, match="leaves no run of subject1/test2"):
+        prepare_subject(with_data(profile, exclude_runs=none), 1)
+
+
+def test_missing_and_damaged_files_are_named(profile, written, tmp_path):
+    with pytest.raises(FileNotFoundError, match="subject2.*01_data_preparation"):
+        prepare_subject(profile, 2)
+    with pytest.raises(FileNotFoundError, match="01_data_preparation"):
+        load_subject(profile, 2)
+    with pytest.raises(ValueError, match="subject is 7"):
+        prepare_subject(profile, 7)
+    copy_data(profile, written, tmp_path)
+    run = data_set(profile) / "subject1/fmri/test2/cifti/test2_2_Atlas.dtseries.nii"
+    cifti, axis = read_cifti(run), _axis(run)
+    write_cifti(run, cifti.data[:-3], axis)
+    with pytest.raises(ValueError, match="test2_2_Atlas.dtseries.nii: The run has 15 volumes; 17 or 18"):
+        prepare_subject(profile, 1)
+    write_cifti(run, cifti.data[:, :-1], axis[:-1])
+    with pytest.raises(ValueError, match="test2_2_Atlas.dtseries.nii has other grayordinates"):
+        prepare_subject(profile, 1)
+    run.unlink()
+    with pytest.raises(FileNotFoundError, match="test2_2_Atlas.dtseries.nii missing.*simulator"):
+        prepare_subject(profile, 1)
+    assert not (tmp_path / "work/demo/subject1/manifest.json").exists()
+    film = data_set(profile) / "stimuli/seg3.mp4"
+    write_film(film, range(60))
+    with pytest.raises(ValueError, match="seg3.mp4 lasts 2.00 s; 12 clips"):
+        prepare_stimuli(profile)
+    film.unlink()
+    with pytest.raises(FileNotFoundError, match="seg3.mp4 missing"):
+        prepare_stimuli(profile)
+    assert sorted(path.name for path in (tmp_path / "work/demo/stimuli").glob(".*")) == []
+
+
+@pytest.mark.slow
+def test_a_run_of_the_published_size(tmp_path):
+    from nibabel.cifti2 import BrainModelAxis
+
+    from nfx.data.voxels import _atlases
+
+    info = _atlases().vertex_info
+    brain = surface_sample(info.grayl, info.grayr)
+    brain += BrainModelAxis.from_mask(np.ones((91282 - 59412, 1, 1), bool), name="OTHER", affine=np.eye(4))
+    bold = np.random.default_rng(0).standard_normal((245, 91282), dtype=np.float32) * 100 + 10000
+    path = write_cifti(tmp_path / "seg1_1_Atlas.dtseries.nii", bold, brain)
+    start = time.perf_counter()
+    cifti = read_cifti(path)
+    place = grayordinate(cifti.structure, cifti.vertex)
+    cleaned = clean_run(cifti.data)
+    seconds = time.perf_counter() - start
+    np.testing.assert_array_equal(place[:59412], np.arange(59412))
+    assert (place[59412:] == -1).all() and cleaned.shape == (240, 91282)
+    assert np.abs(cleaned[:, ::997].std(axis=0, ddof=1) - 1).max() < 1e-5
+    assert seconds < 20, f"{seconds:.1f} s"  # 1 s on an idle core
