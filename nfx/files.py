@@ -1,7 +1,7 @@
 """Reading and writing results so that a half-written file is never taken for a whole one.
 
 A folder of results is complete when its ``manifest.json`` is there: it is written last, and lists what the folder
-holds (shapes, sha256, sizes), from what settings (`facts`), and with which versions.
+holds (shapes, sha256, sizes), from what settings (`facts`), by which code, and with which versions.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nfx.paths import ROOT
+from nfx import paths
 
 MANIFEST = "manifest.json"
 _RECORDED = ("nfx", "numpy", "scipy", "nibabel", "torch", "diffusers", "transformers", "accelerate")
-_MADE_BY = {  # first folder under work/<profile>/ -> notebook that writes it
-    "stimuli": "01_data_preparation",
-    "targets": "01_data_preparation",
-    "subject": "01_data_preparation",
-    "pretraining": "02_encoder_contrastive_training",
-    "encoder": "02_encoder_contrastive_training",
-    "stage1": "03_diffusion_fine_tuning",
-    "decoder": "03_diffusion_fine_tuning",
+_DATA = ("data",)
+_ENCODER = (*_DATA, "encoder", "training.py")
+_DIFFUSION = (*_ENCODER, "diffusion")
+_MADE_BY = {  # first folder under work/<profile>/ -> the notebook that writes it, and the code that it depends on
+    "stimuli": ("01_data_preparation", _DATA),
+    "targets": ("01_data_preparation", _DATA),
+    "subject": ("01_data_preparation", _DATA),
+    "pretraining": ("02_encoder_contrastive_training", _ENCODER),
+    "encoder": ("02_encoder_contrastive_training", _ENCODER),
+    "stage1": ("03_diffusion_fine_tuning", _DIFFUSION),
+    "decoder": ("03_diffusion_fine_tuning", _DIFFUSION),
 }
 
 
@@ -94,7 +98,7 @@ def save_arrays(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
     arrays : dict of str to array
         Of any shape; object arrays are refused.
     facts : dict
-        What the arrays were made from: settings, seed, `source_digest`. JSON-serialisable.
+        What the arrays were made from: settings, seed. JSON-serialisable.
     """
     folder = Path(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -106,7 +110,7 @@ def save_arrays(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
             np.save(temporary, array, allow_pickle=False)
         listed[name] = {"shape": list(array.shape), "dtype": array.dtype.str, "sha256": sha256(path)}
     files = {f"{name}.npy": _file_entry(folder / f"{name}.npy", listed[name]["sha256"]) for name in arrays}
-    write_json(folder / MANIFEST, {"facts": facts, "arrays": listed, "files": files, **_provenance()})
+    write_json(folder / MANIFEST, {"facts": facts, "arrays": listed, "files": files, **_provenance(folder)})
 
 
 def load_arrays(folder: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]:
@@ -153,13 +157,13 @@ def write_manifest(
         Relative to `folder`. By default every file below it, except hidden ones, checkpoints and the manifest itself.
     """
     folder = Path(folder)
-    paths = _every_file(folder) if files is None else [folder / file for file in files]
-    for path in paths:
+    listed = _every_file(folder) if files is None else [folder / file for file in files]
+    for path in listed:
         if not path.is_file():
             raise FileNotFoundError(f"{path} cannot be put in the manifest: it does not exist")
-    entries = {path.relative_to(folder).as_posix(): _file_entry(path) for path in sorted(paths)}
+    entries = {path.relative_to(folder).as_posix(): _file_entry(path) for path in sorted(listed)}
     write_json(
-        folder / MANIFEST, {"facts": facts, "arrays": _arrays(folder, entries), "files": entries, **_provenance()}
+        folder / MANIFEST, {"facts": facts, "arrays": _arrays(folder, entries), "files": entries, **_provenance(folder)}
     )
 
 
@@ -178,14 +182,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def finished(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> bool:
-    """Whether `folder` already holds the result of `facts`: manifest there, same facts, all files with their sizes.
+    """Whether `folder` already holds the result of `facts`: same facts, same code, all files there with their sizes.
 
-    Put `source_digest` of the code that makes the result into `facts`, and a change of that code makes it unfinished.
+    `facts` must hold every setting that the result depends on, and the `identity` of what it is made from where that
+    does not follow from the settings. The code is known from the folder: see `source_digest`.
     """
     folder = Path(folder)
     try:
         manifest = read_manifest(folder)
-        if manifest["facts"] != json.loads(json.dumps(facts, default=_plain)):
+        if manifest["facts"] != as_json(facts) or manifest.get("code") != _code(folder):
             return False
         for name, entry in manifest["files"].items():
             _check_size(folder / name, entry["bytes"])
@@ -194,6 +199,20 @@ def finished(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> bool:
     return True
 
 
+def identity(folder: str | os.PathLike[str], *names: str) -> str:
+    """Digest of what a finished folder holds (by its manifest), or of its arrays `names`; not of when it was made.
+
+    For the `facts` of a result made from it, so that new data make the result unfinished.
+    """
+    files = read_manifest(folder)["files"]
+    chosen = [f"{name}.npy" for name in names] or sorted(files)
+    missing = [name for name in chosen if name not in files]
+    if missing:
+        raise ValueError(f"{Path(folder) / MANIFEST} lists no {missing}; it has {sorted(files)}")
+    return hashlib.sha256("".join(name + files[name]["sha256"] for name in chosen).encode()).hexdigest()
+
+
+@cache  # once a process: the code that runs is the code that was there when it started
 def source_digest(*parts: str) -> str:
     """Digest of the code in files or folders of the package, e.g. ``source_digest("encoder", "training.py")``.
 
@@ -207,19 +226,24 @@ def source_digest(*parts: str) -> str:
         if not sources or not path.exists():
             raise FileNotFoundError(f"{path} holds no source: give a file or folder of the package nfx")
         for source in sources:
-            tree = ast.parse(source.read_text(encoding="utf-8"), filename=str(source))
-            digest.update(
-                source.relative_to(package).as_posix().encode() + ast.dump(_without_docstrings(tree)).encode()
-            )
+            digest.update(source.relative_to(package).as_posix().encode())
+            digest.update(_code_of(source.read_text(encoding="utf-8")).encode())
     return digest.hexdigest()
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def _code_of(text: str) -> str:
+    """Syntax tree of a source without docstrings, as text."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:]
-    return tree
+    return ast.dump(tree)
+
+
+def as_json(obj: Any) -> Any:
+    """`obj` as it comes back from JSON: tuples become lists, keys text; for comparing with what was read."""
+    return json.loads(json.dumps(obj, default=_plain))
 
 
 def _plain(value: Any) -> Any:
@@ -273,21 +297,33 @@ def _check_size(path: Path, expected: int) -> None:
         )
 
 
+def _place(folder: Path) -> tuple[str, str]:
+    """Profile and first folder under work/<profile>/, or empty strings for a folder elsewhere."""
+    try:
+        parts = folder.resolve().relative_to(paths.ROOT / "work").parts
+    except ValueError:
+        return "", ""
+    if len(parts) < 2:
+        return "", ""
+    return parts[0], "subject" if parts[1].startswith("subject") else parts[1]
+
+
 def _remedy(folder: Path) -> str:
     """Which notebook makes `folder`, as a sentence."""
-    try:
-        parts = folder.resolve().relative_to(ROOT / "work").parts
-    except ValueError:
-        parts = ()
-    name = parts[1] if len(parts) > 1 else ""
-    notebook = _MADE_BY.get("subject" if name.startswith("subject") else name)
-    if notebook is None:
+    profile, name = _place(folder)
+    if name not in _MADE_BY:
         return "Run ./run_all.sh to make it."
-    return f"Run notebooks/{notebook}.ipynb with profile='{parts[0]}', or ./run_all.sh {parts[0]}."
+    return f"Run notebooks/{_MADE_BY[name][0]}.ipynb with profile='{profile}', or ./run_all.sh {profile}."
 
 
-def _provenance() -> dict[str, Any]:
-    return {"versions": _versions(), "git_revision": _git_revision()}
+def _code(folder: Path) -> str | None:
+    """Digest of the code that makes `folder`; None for a folder that no notebook makes."""
+    _, name = _place(folder)
+    return source_digest(*_MADE_BY[name][1]) if name in _MADE_BY else None
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    return {"code": _code(folder), "versions": _versions(), "git_revision": _git_revision()}
 
 
 def _versions() -> dict[str, str]:
@@ -303,7 +339,7 @@ def _versions() -> dict[str, str]:
 def _git_revision() -> str | None:
     """Commit of the repository, with '-dirty' if files differ from it; None outside git."""
     try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None

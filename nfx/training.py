@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfx.files import read_json, write_atomically, write_json
+from nfx.files import as_json, read_json, write_atomically, write_json
 
 Loss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
 LOG_EVERY = 10  # steps between two moments at which losses leave the device
@@ -101,11 +101,11 @@ def train(
     objective = _Objective(model, loss)
     optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=learning_rate, betas=betas)
     folder = Path(folder)
-    settings = {
+    settings = as_json({
         "steps": steps, "learning_rate": learning_rate, "seed": seed, "warmup": warmup, "weight_decay": weight_decay,
-        "betas": list(betas), "clip": clip, "precision": precision, "facts": dict(facts or {}),
+        "betas": list(betas), "clip": clip, "precision": precision, "facts": facts or {},
         "parameters": {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad},
-    }  # fmt: skip
+    })  # fmt: skip
     model.to(accelerator.device)
     start, rows = _resume(model, optimizer, folder, settings)
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
@@ -114,7 +114,7 @@ def train(
     random_devices = [torch.cuda.current_device()] if accelerator.device.type == "cuda" else []
     bar = tqdm(
         range(start, steps), initial=start, total=steps, desc=description or "training", leave=False, mininterval=5,
-        disable=None if accelerator.is_main_process else True,
+        disable=not accelerator.is_main_process,
     )  # fmt: skip
     with torch.random.fork_rng(devices=random_devices):
         for step in bar:
