@@ -1,7 +1,7 @@
 """Reading and writing results so that a half-written file is never taken for a whole one.
 
 A folder of results is complete when its ``manifest.json`` is there: it is written last, and lists what the folder
-holds (shapes, sha256, sizes), from what settings (`facts`), by which code, and with which versions.
+holds (shapes, sha256, sizes), from what settings and code (`facts`), and with which versions.
 """
 
 from __future__ import annotations
@@ -26,17 +26,14 @@ from nfx import paths
 
 MANIFEST = "manifest.json"
 _RECORDED = ("nfx", "numpy", "scipy", "nibabel", "torch", "diffusers", "transformers", "accelerate")
-_DATA = ("data",)
-_ENCODER = (*_DATA, "encoder", "training.py")
-_DIFFUSION = (*_ENCODER, "diffusion")
-_MADE_BY = {  # first folder under work/<profile>/ -> the notebook that writes it, and the code that it depends on
-    "stimuli": ("01_data_preparation", _DATA),
-    "targets": ("01_data_preparation", _DATA),
-    "subject": ("01_data_preparation", _DATA),
-    "pretraining": ("02_encoder_contrastive_training", _ENCODER),
-    "encoder": ("02_encoder_contrastive_training", _ENCODER),
-    "stage1": ("03_diffusion_fine_tuning", _DIFFUSION),
-    "decoder": ("03_diffusion_fine_tuning", _DIFFUSION),
+_MADE_BY = {  # first folder under work/<profile>/ -> the notebook that writes it
+    "stimuli": "01_data_preparation",
+    "targets": "01_data_preparation",
+    "subject": "01_data_preparation",
+    "pretraining": "02_encoder_contrastive_training",
+    "encoder": "02_encoder_contrastive_training",
+    "stage1": "03_diffusion_fine_tuning",
+    "decoder": "03_diffusion_fine_tuning",
 }
 
 
@@ -98,7 +95,7 @@ def save_arrays(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
     arrays : dict of str to array
         Of any shape; object arrays are refused.
     facts : dict
-        What the arrays were made from: settings, seed. JSON-serialisable.
+        What the arrays were made from: settings, seed, `source_digest`, `identity`. JSON-serialisable.
     """
     folder = Path(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -110,7 +107,7 @@ def save_arrays(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
             np.save(temporary, array, allow_pickle=False)
         listed[name] = {"shape": list(array.shape), "dtype": array.dtype.str, "sha256": sha256(path)}
     files = {f"{name}.npy": _file_entry(folder / f"{name}.npy", listed[name]["sha256"]) for name in arrays}
-    write_json(folder / MANIFEST, {"facts": facts, "arrays": listed, "files": files, **_provenance(folder)})
+    write_json(folder / MANIFEST, {"facts": facts, "arrays": listed, "files": files, **_provenance()})
 
 
 def load_arrays(folder: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]:
@@ -163,7 +160,7 @@ def write_manifest(
             raise FileNotFoundError(f"{path} cannot be put in the manifest: it does not exist")
     entries = {path.relative_to(folder).as_posix(): _file_entry(path) for path in sorted(listed)}
     write_json(
-        folder / MANIFEST, {"facts": facts, "arrays": _arrays(folder, entries), "files": entries, **_provenance(folder)}
+        folder / MANIFEST, {"facts": facts, "arrays": _arrays(folder, entries), "files": entries, **_provenance()}
     )
 
 
@@ -182,15 +179,15 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def finished(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> bool:
-    """Whether `folder` already holds the result of `facts`: same facts, same code, all files there with their sizes.
+    """Whether `folder` already holds the result of `facts`: manifest there, same facts, all files with their sizes.
 
-    `facts` must hold every setting that the result depends on, and the `identity` of what it is made from where that
-    does not follow from the settings. The code is known from the folder: see `source_digest`.
+    So `facts` must hold all that the result depends on: its settings, the `source_digest` of the code that makes it,
+    and the `identity` of each folder that it is made from.
     """
     folder = Path(folder)
     try:
         manifest = read_manifest(folder)
-        if manifest["facts"] != as_json(facts) or manifest.get("code") != _code(folder):
+        if manifest["facts"] != as_json(facts):
             return False
         for name, entry in manifest["files"].items():
             _check_size(folder / name, entry["bytes"])
@@ -297,33 +294,21 @@ def _check_size(path: Path, expected: int) -> None:
         )
 
 
-def _place(folder: Path) -> tuple[str, str]:
-    """Profile and first folder under work/<profile>/, or empty strings for a folder elsewhere."""
+def _remedy(folder: Path) -> str:
+    """Which notebook makes `folder`, as a sentence."""
     try:
         parts = folder.resolve().relative_to(paths.ROOT / "work").parts
     except ValueError:
-        return "", ""
-    if len(parts) < 2:
-        return "", ""
-    return parts[0], "subject" if parts[1].startswith("subject") else parts[1]
-
-
-def _remedy(folder: Path) -> str:
-    """Which notebook makes `folder`, as a sentence."""
-    profile, name = _place(folder)
-    if name not in _MADE_BY:
+        parts = ()
+    name = parts[1] if len(parts) > 1 else ""
+    notebook = _MADE_BY.get("subject" if name.startswith("subject") else name)
+    if notebook is None:
         return "Run ./run_all.sh to make it."
-    return f"Run notebooks/{_MADE_BY[name][0]}.ipynb with profile='{profile}', or ./run_all.sh {profile}."
+    return f"Run notebooks/{notebook}.ipynb with profile='{parts[0]}', or ./run_all.sh {parts[0]}."
 
 
-def _code(folder: Path) -> str | None:
-    """Digest of the code that makes `folder`; None for a folder that no notebook makes."""
-    _, name = _place(folder)
-    return source_digest(*_MADE_BY[name][1]) if name in _MADE_BY else None
-
-
-def _provenance(folder: Path) -> dict[str, Any]:
-    return {"code": _code(folder), "versions": _versions(), "git_revision": _git_revision()}
+def _provenance() -> dict[str, Any]:
+    return {"versions": _versions(), "git_revision": _git_revision()}
 
 
 def _versions() -> dict[str, str]:
