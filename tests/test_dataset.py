@@ -12,6 +12,8 @@ from nfx.data import (
     list_runs,
     load_subject,
     natural_sort,
+    parcels,
+    prepare_pretraining,
     prepare_stimuli,
     prepare_subject,
     read_cifti,
@@ -35,7 +37,6 @@ def written(tmp_path_factory):
 def profile(written, tmp_path, monkeypatch):
     """A profile of that data set; its results go to a folder of the test."""
     monkeypatch.setattr("nfx.paths.ROOT", tmp_path)
-    monkeypatch.setattr("nfx.files.ROOT", tmp_path)
     (tmp_path / "data").symlink_to(written[0] / "data")
     return with_data(
         load_profile("demo"),
@@ -215,6 +216,27 @@ def test_missing_and_damaged_files_are_named(profile, written, tmp_path):
     with pytest.raises(FileNotFoundError, match="seg3.mp4 missing"):
         prepare_stimuli(profile)
     assert sorted(path.name for path in (tmp_path / "work/demo/stimuli").glob(".*")) == []
+
+
+def test_recordings_to_pretrain_on(profile, tmp_path):
+    (tmp_path / "data").unlink()
+    with pytest.raises(FileNotFoundError, match="hcp holds no recording.*notebook 01"):
+        prepare_pretraining(profile)
+    left, right = np.arange(0, 32492, 20), np.arange(7, 32492, 20)
+    rng = np.random.default_rng(0)
+    bolds = {10: rng.normal(1e3, 10, (30, 3250)), 2: rng.normal(1e3, 10, (40, 3250))}
+    for subject, bold in bolds.items():
+        path = tmp_path / f"data/demo/hcp/{subject}/rest_Atlas.dtseries.nii"
+        write_cifti(path, bold, surface_sample(left, right))
+    arrays = load_arrays(prepare_pretraining(profile))
+    area = [name[2:] for name in parcels(arrays["vertex"])]
+    assert set(area) == {"V1", "V2", "V3", "V4"} and area == sorted(area)
+    assert arrays["fmri"].shape == (70, len(area)) and arrays["fmri"].dtype == np.float32
+    assert arrays["recording"].tolist() == [1] * 40 + [2] * 30  # natural order: subject 2 before 10
+    place = grayordinate(np.repeat(["CORTEX_LEFT", "CORTEX_RIGHT"], 1625), np.r_[left, right])
+    column = [np.flatnonzero(place == vertex)[0] for vertex in arrays["vertex"]]
+    padded = np.r_[bolds[2][:1], bolds[2], bolds[2][:4]].astype(np.float32)
+    np.testing.assert_allclose(arrays["fmri"][:40], clean_run(padded, 40)[:, column], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from nfx.data.dataset import (
     list_runs,
     load_subject,
     natural_sort,
+    prepare_pretraining,
     prepare_stimuli,
     prepare_subject,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "natural_sort",
     "networks",
     "parcels",
+    "prepare_pretraining",
     "prepare_stimuli",
     "prepare_subject",
     "prepare_targets",

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from nfx.data.cifti import read_cifti
 from nfx.data.cleaning import detrend_and_z_score, trim
 from nfx.data.stimuli import CLIP_FRAMES, CLIP_SECONDS, read_clips
-from nfx.data.voxels import choose_voxels, correlation, grayordinate, hierarchy_order, t_test_of_correlations
+from nfx.data.voxels import choose_voxels, correlation, grayordinate, hierarchy_order, parcels, t_test_of_correlations
 from nfx.data.windows import split, windows
-from nfx.files import MANIFEST, finished, load_arrays, save_arrays, source_digest, write_atomically, write_manifest
+from nfx.files import MANIFEST, finished, load_arrays, save_arrays, write_atomically, write_manifest
 from nfx.paths import data_set, work
 
 if TYPE_CHECKING:
@@ -113,11 +113,7 @@ def prepare_stimuli(profile: Profile) -> Path:
             f"{CLIP_FRAMES} frames in {CLIP_SECONDS} s (Section 4.2)"
         )
     folder = work(profile, "stimuli")
-    facts = _facts(
-        profile,
-        ("frame_size", "train_segments", "test_segments", "train_volumes", "test_volumes"),
-        ("data/stimuli.py", "data/dataset.py"),
-    )
+    facts = _facts(profile, "frame_size", "train_segments", "test_segments", "train_volumes", "test_volumes")
     if finished(folder, facts):
         return folder
     (folder / MANIFEST).unlink(missing_ok=True)
@@ -173,15 +169,7 @@ def prepare_subject(profile: Profile, subject: int) -> Path:
         raise ValueError(f"subject is {subject}, expected one of data.subjects, {list(data.subjects)}")
     folder = work(profile, f"subject{subject}")
     keys = ("train_segments", "test_segments", "train_volumes", "test_volumes", "train_repeats", "test_repeats")
-    code = ("cifti", "cleaning", "voxels", "windows", "dataset")
-    facts = {
-        "subject": subject,
-        **_facts(
-            profile,
-            (*keys, "validation_segments", "exclude_runs", "alpha", "keep"),
-            tuple(f"data/{name}.py" for name in code),
-        ),
-    }
+    facts = {"subject": subject, **_facts(profile, *keys, "validation_segments", "exclude_runs", "alpha", "keep")}
     if finished(folder, facts):
         return folder
 
@@ -238,13 +226,53 @@ def load_subject(profile: Profile, subject: int) -> SubjectData:
     )
 
 
-def _facts(profile: Profile, keys: Sequence[str], code: Sequence[str]) -> dict[str, Any]:
-    """What a prepared folder depends on: settings, code and, for simulated data, how they are simulated."""
+def prepare_pretraining(profile: Profile) -> Path:
+    """Write the unlabelled recordings that the encoder is pre-trained on to `work/<profile>/pretraining/data`.
+
+    Every `.dtseries.nii` below the folder `hcp` beside the data set is read, in natural order, detrended and
+    z-scored whole (there is no film to trim to), and cut to V1-V4, as DC-MAE was trained (Section 3.1.1), in the
+    order of the visual hierarchy.
+
+    Arrays: fmri (volumes, voxels) float32, recordings after one another; recording (volumes,) int, from 1; vertex
+    (voxels,) int, grayordinates.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no recording.
+    ValueError
+        If a recording is damaged, or has other vertices than the first.
+    """
+    folder = work(profile, "pretraining", "data")
+    root = data_set(profile).parent / "hcp"
+    names = natural_sort(path.relative_to(root).as_posix() for path in root.rglob("*.dtseries.nii"))
+    facts = {"recordings": names, **_facts(profile)}
+    if finished(folder, facts):
+        return folder
+    if not names:
+        made = f"notebook 01 with profile='{profile.name}' simulates them" if profile.simulated else "put HCP's there"
+        raise FileNotFoundError(f"{root} holds no recording (.dtseries.nii) to pre-train on; {made}")
+    brain = read_cifti(root / names[0])[1:]
+    places = grayordinate(*brain)
+    early = np.flatnonzero(np.isin(parcels(places), [f"{side}_V{n}" for side in "LR" for n in (1, 2, 3, 4)]))
+    if early.size == 0:
+        raise ValueError(f"{root / names[0]} has no vertex in V1-V4; expected fsLR-32k cortex")
+    early = early[hierarchy_order(places[early])]
+    cleaned = []
+    for name in tqdm(names, desc="recordings", leave=False, mininterval=5):
+        bold = _read_columns(root / name, early, brain)
+        cleaned.append(detrend_and_z_score(bold)[0])
+    recording = np.repeat(np.arange(1, len(names) + 1), [len(bold) for bold in cleaned])
+    save_arrays(folder, {"fmri": np.concatenate(cleaned), "recording": recording, "vertex": places[early]}, facts)
+    return folder
+
+
+def _facts(profile: Profile, *keys: str) -> dict[str, Any]:
+    """What a prepared folder depends on: settings and, for simulated data, how they are simulated."""
     facts: dict[str, Any] = {"data": profile.data.model_dump(mode="json", include=set(keys)), "root": profile.data.root}
     if profile.simulation is not None:
-        code = (*code, "data/simulator")
         facts |= {"simulation": profile.simulation.model_dump(mode="json"), "seed": profile.seed}
-    return {**facts, "code": source_digest(*code)}
+    return facts
 
 
 def _runs_by_segment(profile: Profile, subject: int, kind: str, segments: int, repeats: int) -> list[list[Run]]:
@@ -303,13 +331,19 @@ def _remedy(profile: Profile) -> str:
 
 def _read_run(run: Run, volumes: int, columns: np.ndarray, brain: Brain) -> tuple[np.ndarray, np.ndarray]:
     """Some columns of a run, cleaned, (volumes, columns) float32, and which of them are constant."""
-    cifti = read_cifti(run.path)
-    if not all(np.array_equal(mine, first) for mine, first in zip(cifti[1:], brain, strict=True)):
-        raise ValueError(f"{run.path} has other grayordinates than the subject's first run; expected the same in all")
+    bold = _read_columns(run.path, columns, brain)
     try:
-        return detrend_and_z_score(trim(cifti.data, volumes)[:, columns])
+        return detrend_and_z_score(trim(bold, volumes))
     except ValueError as error:
         raise ValueError(f"{run.path}: {error}") from error
+
+
+def _read_columns(path: Path, columns: np.ndarray, brain: Brain) -> np.ndarray:
+    """Some columns of a recording, (volumes, columns), which must have the same grayordinates as `brain`."""
+    cifti = read_cifti(path)
+    if not all(np.array_equal(mine, first) for mine, first in zip(cifti[1:], brain, strict=True)):
+        raise ValueError(f"{path} has other grayordinates than the first recording; expected the same in all")
+    return cifti.data[:, columns]
 
 
 def _reproducibility_of_runs(
