@@ -165,7 +165,7 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         """Patch embedding: (batch, window, voxels) to tokens v_t (batch, window, patches, dim), before positions."""
         if bold.ndim != 3 or bold.shape[2] != self.config.voxels:
             raise ValueError(
-                f"expected fMRI windows of shape (batch, window, {self.config.voxels}), got {tuple(bold.shape)}; an "
+                f"expected fMRI windows of shape (batch, window, {self.config.voxels}), got {tuple(bold.shape)}: an "
                 "encoder is made for one subject's voxels (nfx.encoder.interpolate_encoder makes one for another number)"
             )
         padding = self.patches * self.config.patch_size - bold.shape[2]
