@@ -1,0 +1,21 @@
+"""Section 3.2: dependent noise, the video UNet, its two-stage fine-tuning, and the fMRI-to-video pipeline."""
+
+from nfx.diffusion.fine_tuning import decode, stage_one, stage_two, trainable_parameters
+from nfx.diffusion.inflation import VideoUNet, inflate
+from nfx.diffusion.noise import add_noise, denoising_loss, dependent_noise, training_target
+from nfx.diffusion.pipeline import NeuralFlixPipeline, NeuralFlixPipelineOutput
+
+__all__ = [
+    "NeuralFlixPipeline",
+    "NeuralFlixPipelineOutput",
+    "VideoUNet",
+    "add_noise",
+    "decode",
+    "denoising_loss",
+    "dependent_noise",
+    "inflate",
+    "stage_one",
+    "stage_two",
+    "trainable_parameters",
+    "training_target",
+]
