@@ -83,8 +83,8 @@ def caption_frames(frames: np.ndarray, model: str) -> list[str]:
     """One BLIP caption a frame, by greedy decoding. frames: uint8 (n, height, width, 3)."""
     from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
 
-    processor = BlipImageProcessorPil.from_pretrained(_source(model))
-    tokenizer = AutoTokenizer.from_pretrained(_source(model))
+    processor = BlipImageProcessorPil.from_pretrained(paths.snapshot(model))
+    tokenizer = AutoTokenizer.from_pretrained(paths.snapshot(model))
     blip = _frozen(BlipForConditionalGeneration, model)
     longest = min(20, blip.config.text_config.max_position_embeddings - 1)  # tokens; a BLIP caption has about ten
 
@@ -99,7 +99,7 @@ def image_embeddings(frames: np.ndarray, model: str) -> np.ndarray:
     """CLIP's projected image embeddings, float32 (n, dim). frames: uint8 (n, height, width, 3)."""
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-    processor = CLIPImageProcessorPil.from_pretrained(_source(model))
+    processor = CLIPImageProcessorPil.from_pretrained(paths.snapshot(model))
     clip = _frozen(CLIPVisionModelWithProjection, model)
     return _stack(lambda x: clip(pixel_values=x).image_embeds, _batches(frames, processor, "image embeddings"))
 
@@ -109,7 +109,7 @@ def text_embeddings(captions: list[str], model: str) -> np.ndarray:
     from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
     clip = _frozen(CLIPTextModelWithProjection, model)
-    tokenizer = AutoTokenizer.from_pretrained(_source(model))
+    tokenizer = AutoTokenizer.from_pretrained(paths.snapshot(model))
     return _stack(lambda tokens: clip(input_ids=tokens).text_embeds, _tokens(captions, tokenizer))
 
 
@@ -118,7 +118,7 @@ def text_states(captions: list[str], model: str) -> np.ndarray:
     from transformers import AutoTokenizer, CLIPTextModel
 
     encoder = _frozen(CLIPTextModel, model, subfolder="text_encoder")
-    tokenizer = AutoTokenizer.from_pretrained(_source(model), subfolder="tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(paths.snapshot(model), subfolder="tokenizer")
     return _stack(lambda tokens: encoder(input_ids=tokens).last_hidden_state, _tokens(captions, tokenizer))
 
 
@@ -152,7 +152,7 @@ def _frozen(kind: Any, model: str, **options: str) -> Any:
     logging.set_verbosity_error()  # loading one tower of CLIP reports every weight of the other
     logging.disable_progress_bar()
     dtype = "torch_dtype" if kind.__module__.startswith("diffusers") else "dtype"
-    loaded, info = kind.from_pretrained(_source(model), output_loading_info=True, **{dtype: torch.float32}, **options)
+    loaded, info = kind.from_pretrained(paths.snapshot(model), output_loading_info=True, **{dtype: torch.float32}, **options)
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[:3]
         raise ValueError(
@@ -162,15 +162,10 @@ def _frozen(kind: Any, model: str, **options: str) -> Any:
     return loaded.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _source(model: str) -> str:
-    """A folder of the repository if there is one of that name, else the name of a repository on the hub."""
-    folder = paths.ROOT / model
-    return str(folder) if folder.is_dir() else model
-
-
 def _local_models(profile: Profile) -> dict[str, Path]:
     models = profile.models.model_dump(include={"clip", "blip", "stable_diffusion"})
-    return {name: paths.ROOT / model for name, model in models.items() if (paths.ROOT / model).is_dir()}
+    folders = {name: Path(paths.snapshot(model)) for name, model in models.items()}
+    return {name: folder for name, folder in folders.items() if folder.is_dir()}
 
 
 def _weights(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from nfx.data.simulator.scenes import caption
 from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
 
 SEED = 7
-STEPS = {"vae": 6000, "clip": 2400, "vit": 5000, "videomae": 4000, "blip": 2500, "unet": 6000}
+STEPS = {"vae": 3600, "clip": 2400, "vit": 3000, "videomae": 2500, "blip": 1500, "unet": 5000}
 LEARNING_RATE = {"vae": 2e-3, "clip": 1e-3, "vit": 1e-3, "videomae": 1e-3, "blip": 1e-3, "unet": 1e-3}
 PRECISION = {"vae": "bf16"}  # halves the autoencoder's time on a CPU; slows the small transformers and the UNet
 POOL = 30_000  # renders whose latents the UNet is trained on
@@ -149,7 +149,7 @@ def _pixels(count: int, seed: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _pool(vae: nn.Module, text_encoder: nn.Module, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of POOL renders (POOL, 4, 8, 8); their captions' states (POOL + 1, tokens, dim), the empty one last."""
+    """Latents of POOL renders (POOL, 8, 8, 8); their captions' states (POOL + 1, tokens, dim), the empty one last."""
     latents, sentences = [], []
     for i in range(POOL // 100):
         drawn = renders.frames(100, renders.HELD_OUT // 2 + 1000 + i)
