@@ -1,0 +1,186 @@
+#!/usr/bin/env bash
+# Run the NeuralFlix companion, from data to figures.
+#
+#   ./run_all.sh             the demo: a simulated brain, 2 CPU cores, no GPU, no network after the set-up
+#   ./run_all.sh paper       the published data set and the real models; needs GPUs
+#   ./run_all.sh FILE.yaml   a profile of your own
+#   ./run_all.sh test        linter, unit tests, the demo once, and the committed notebooks against it
+#   ./run_all.sh stand-ins   train the demo's stand-in models again
+#   ./run_all.sh --dry-run   list the jobs of the demo (./run_all.sh paper --dry-run: of the paper)
+#
+# What follows goes to Snakemake: ./run_all.sh demo headline (three subjects with their figures, without the other
+# rows of Table 1), ./run_all.sh demo --cores 1. A run that was stopped goes on where it was; one in which nothing
+# changed ends in seconds. An active conda environment named nfx is used as it is; else .venv is made, from Python 3.11.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'run_all.sh: %s\n' "$*" >&2; exit 1; }
+elapsed() { printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); }
+usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
+
+find_python() {  # a Python 3.11, by its version and not by its name
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3 python /usr/bin/python3.11 /usr/local/bin/python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "no Python 3.11 found. Install it (Debian: apt install python3.11 python3.11-venv; macOS: brew install
+python@3.11; or: conda env create -f environment.yml && conda activate nfx), or set PYTHON to one"
+}
+
+set_up() {  # the environment, made again only when what it is made from has changed
+  if [[ ${CONDA_DEFAULT_ENV:-} == nfx ]]; then
+    python -c 'import nfx, papermill, snakemake' 2>/dev/null ||
+      fail "the conda environment nfx is active but not complete: pip install -c constraints.txt -e .[dev]"
+    return
+  fi
+  local wanted
+  wanted="$(cat constraints.txt pyproject.toml | cksum) $PWD"
+  if [[ "$(cat .venv/.stamp 2>/dev/null)" != "$wanted" ]]; then
+    local python
+    python=$(find_python)
+    say "Setting up .venv with $python (a few minutes, once)"
+    if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+      rm -rf .venv
+      "$python" -m venv .venv || fail "$python cannot make a virtual environment (Debian: apt install python3.11-venv)"
+    fi
+    if [[ $(uname -s) == Linux ]] && ! have_gpu; then  # the build without CUDA is a tenth of the size
+      .venv/bin/python -m pip install --quiet --retries 0 --timeout 15 -c constraints.txt torch \
+        --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple 2>/dev/null || true
+    fi
+    .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]' ||
+      fail "pip could not install what pyproject.toml lists; its message is above"
+    printf '%s' "$wanted" > .venv/.stamp
+  fi
+  export PATH="$PWD/.venv/bin:$PATH" VIRTUAL_ENV="$PWD/.venv"
+}
+
+have_gpu() { [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]]; }
+
+gpus() {  # ids of the GPUs that may be used, with commas between them; empty if there is none
+  have_gpu || return 0
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    printf '%s' "$CUDA_VISIBLE_DEVICES"
+  else
+    nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd, -
+  fi
+}
+
+lock() {  # two runs in one folder would write the same files
+  command -v flock >/dev/null || return 0
+  exec 9>.run_all.lock
+  flock --nonblock 9 || fail "another run is at work in this folder (or its last job is still stopping): wait for it, or stop it"
+}
+
+time_left() {  # passes the engine's lines on, and says after each finished step how long the rest may take
+  local line begin=$SECONDS
+  while IFS= read -r line; do
+    [[ $line == "Select jobs"* || $line == "Execute "*" jobs..." ]] && continue
+    printf '%s\n' "$line"
+    if [[ $line =~ ^([0-9]+)\ of\ ([0-9]+)\ steps && ${BASH_REMATCH[1]} -lt ${BASH_REMATCH[2]} ]]; then
+      local done=${BASH_REMATCH[1]} all=${BASH_REMATCH[2]} spent=$((SECONDS - begin))
+      printf '%s so far, about %s left\n' "$(elapsed $spent)" "$(elapsed $((spent * (all - done) / done)))"
+    fi
+  done
+}
+
+engine() {  # engine PROFILE [arguments of snakemake]
+  local profile=$1 ids cores dry=false argument
+  shift
+  local options=(--snakefile workflow/Snakefile --workflow-profile workflow/profiles/default)
+  for argument in "$@"; do
+    [[ $argument == -n || $argument == --dry-run || $argument == --dryrun ]] && dry=true
+  done
+  cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+  [[ " $* " =~ \ (-c|--cores|-j|--jobs) ]] || options+=(--cores "$cores")
+  options+=(--config "profile=$profile")
+  ids=$(gpus)
+  if [[ -n $ids ]]; then
+    local number=0 limits=()
+    for _ in ${ids//,/ }; do limits+=("slot$number=1"); number=$((number + 1)); done
+    options+=("gpus=$ids" --resources "${limits[@]}")
+    unset CUDA_VISIBLE_DEVICES  # each job gets its own
+  fi
+  if [[ $dry == true ]]; then
+    snakemake "$@" "${options[@]}"
+    return
+  fi
+  if [[ -n $(ls -A .snakemake/locks 2>/dev/null) ]]; then  # left by a run that was killed: ours is the only one now
+    snakemake "${options[@]}" --unlock
+  fi
+  draw_pipeline "$profile" "${options[@]}"
+  # In a process group of its own, so that stopping this script stops every job, and nothing else.
+  set -m
+  { PYTHONUNBUFFERED=1 snakemake "$@" "${options[@]}" 2>&1 </dev/null | time_left; } &
+  local group=$!
+  set +m
+  trap 'kill -TERM -- -'"$group"' 2>/dev/null; wait '"$group"' 2>/dev/null; exit 130' INT TERM HUP
+  local status=0
+  wait "$group" || status=$?
+  trap - INT TERM HUP
+  return $status
+}
+
+draw_pipeline() {  # figures/<profile>/pipeline.mmd, when the pipeline has changed
+  local name=${1##*/} drawing
+  drawing=figures/${name%.y*ml}/pipeline.mmd
+  shift
+  [[ -s $drawing && $drawing -nt workflow/Snakefile ]] && return
+  mkdir -p "${drawing%/*}"
+  if snakemake "$@" --rulegraph mermaid > "$drawing.new" 2>/dev/null; then
+    mv "$drawing.new" "$drawing"
+  else
+    rm -f "$drawing.new"
+  fi
+}
+
+phase() {  # phase NAME COMMAND...: run it, and say how long it took
+  local name=$1 begin=$SECONDS
+  shift
+  say "$name"
+  "$@"
+  phases+="$name: $(elapsed $((SECONDS - begin)))"$'\n'
+  printf -- '-- %s: %s\n' "$name" "$(elapsed $((SECONDS - begin)))"
+}
+
+unit_tests() { pytest -q tests | tee "$report"; }
+
+run_tests() {
+  local phases="" report
+  report=$(mktemp)
+  phase "ruff" ruff check nfx tests notebooks workflow
+  phase "unit tests" unit_tests
+  phase "the demo" engine demo
+  phase "notebooks" pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
+  say "All passed in $(elapsed $SECONDS)"
+  printf '%s' "$phases"
+  tail -n 1 "$report"  # the count of unit tests ends the output
+  rm -f "$report"
+}
+
+main() {
+  local command=demo
+  case ${1:-} in
+    -h | --help) usage; return ;;
+    "" | -*) ;;
+    *) command=$1; shift ;;
+  esac
+  case $command in
+    demo | paper | test | stand-ins) ;;
+    *.yaml | *.yml) [[ -f $command ]] || fail "no profile $command" ;;
+    *) usage >&2; fail "unknown command '$command'" ;;
+  esac
+  set_up
+  lock
+  case $command in
+    test) run_tests; return ;;
+    stand-ins) python -m nfx.stand_ins "$@" ;;
+    *) engine "$command" "$@" ;;
+  esac
+  say "Finished in $(elapsed $SECONDS)"
+}
+
+main "$@"
