@@ -40,7 +40,8 @@ def test_every_combination_has_its_own_class_and_caption():
     for s in scenes:
         name = f"{COLOURS[s.colour]} {OBJECTS[s.object]} on {BACKGROUNDS[s.background]}"
         assert FRAME_CLASSES[frame_class(s)] == name
-        assert VIDEO_CLASSES[video_class(s)] == f"{OBJECTS[s.object]} moving {MOTIONS[s.motion]} on {BACKGROUNDS[s.background]}"
+        name = f"{OBJECTS[s.object]} moving {MOTIONS[s.motion]} on {BACKGROUNDS[s.background]}"
+        assert VIDEO_CLASSES[video_class(s)] == name
     assert len(set(FRAME_CLASSES)) == len(set(VIDEO_CLASSES)) == 128
 
 

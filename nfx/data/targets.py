@@ -145,14 +145,15 @@ def decode_latents(latents: np.ndarray, model: str) -> np.ndarray:
     return (np.clip(pixels.transpose(0, 2, 3, 1) + 1, 0, 2) * 127.5).round().astype(np.uint8)
 
 
-def _frozen(kind: Any, model: str, **options: str) -> Any:
+def _frozen(kind: Any, model: str, **options: Any) -> Any:
     """A model of class `kind` in evaluation mode, in float32; missing weights are an error, not a warning."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # loading one tower of CLIP reports every weight of the other
     logging.disable_progress_bar()
     dtype = "torch_dtype" if kind.__module__.startswith("diffusers") else "dtype"
-    loaded, info = kind.from_pretrained(paths.snapshot(model), output_loading_info=True, **{dtype: torch.float32}, **options)
+    options |= {dtype: torch.float32, "output_loading_info": True}
+    loaded, info = kind.from_pretrained(paths.snapshot(model), **options)
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[:3]
         raise ValueError(
