@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from nfx.data.cifti import read_cifti
 from nfx.data.cleaning import detrend_and_z_score, trim

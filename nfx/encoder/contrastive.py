@@ -202,7 +202,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         "code": source_digest("encoder", "training.py", "data/dataset.py", "data/windows.py"),
     }
     if finished(folder, facts):
-        print(f"{folder / 'encoder'}: finished with these settings, reused")
+        print(f"{folder.name}: the encoder is finished and reused")
         return folder / "encoder"
 
     training, validation, text = _examples(profile, subject, time_averaged)

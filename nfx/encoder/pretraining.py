@@ -179,7 +179,7 @@ def pretrain(profile: Profile) -> Path:
         "code": source_digest("encoder/model.py", "encoder/losses.py", "encoder/pretraining.py", "training.py"),
     }
     if finished(folder, facts):
-        print(f"{folder / 'encoder'}: finished with these settings, reused")
+        print("pre-training is finished and reused")
         return folder / "encoder"
 
     fmri = load_arrays(prepared, "fmri")["fmri"]
