@@ -1,0 +1,130 @@
+"""Logits of the image and the video classifier, and all scores of a set of decoded clips (Section 4.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from nfx.evaluation.n_way import n_way_top_k
+from nfx.evaluation.ssim import ssim
+
+SCORES = ("ssim", "image_top1_1", "image_top1_3", "video_top1_1", "video_top1_3")
+
+
+def image_logits(frames: np.ndarray, folder: str | Path, batch_size: int = 64) -> np.ndarray:
+    """Logits of a ViT image classifier.
+
+    Parameters
+    ----------
+    frames : uint8 (frames, height, width, 3)
+    folder : snapshot folder of a ``ViTForImageClassification``, or its name on the model hub
+    batch_size : frames at a time
+
+    Returns
+    -------
+    float32 (frames, classes)
+    """
+    from transformers import ViTForImageClassification, ViTImageProcessorPil
+
+    if frames.dtype != np.uint8 or frames.ndim != 4:
+        raise ValueError(f"frames are {frames.dtype} {frames.shape}, expected uint8 (frames, height, width, 3)")
+    model = _load(ViTForImageClassification, folder)
+    processor = _load(ViTImageProcessorPil, folder)
+    return _logits(model, lambda part: processor(list(part), return_tensors="pt")["pixel_values"], frames, batch_size)
+
+
+def video_logits(clips: np.ndarray, folder: str | Path, batch_size: int = 16) -> np.ndarray:
+    """Logits of a VideoMAE classifier. It is set to the clips' own number of frames, six, as the paper's peers do.
+
+    Parameters
+    ----------
+    clips : uint8 (clips, frames, height, width, 3)
+    folder : snapshot folder of a ``VideoMAEForVideoClassification``, or its name on the model hub
+    batch_size : clips at a time
+
+    Returns
+    -------
+    float32 (clips, classes)
+    """
+    import torch
+    from transformers import VideoMAEForVideoClassification, VideoMAEImageProcessorPil
+
+    if clips.dtype != np.uint8 or clips.ndim != 5:
+        raise ValueError(f"clips are {clips.dtype} {clips.shape}, expected uint8 (clips, frames, height, width, 3)")
+    # VideoMAE's position codes are computed, not learnt: another number of frames needs no new weights.
+    model = _load(VideoMAEForVideoClassification, folder, num_frames=clips.shape[1])
+    processor = _load(VideoMAEImageProcessorPil, folder)
+
+    def pixels(part: np.ndarray) -> torch.Tensor:
+        flat = processor([list(clip) for clip in part], return_tensors="pt")["pixel_values"]
+        return flat.reshape(len(part), clips.shape[1], *flat.shape[-3:])
+
+    return _logits(model, pixels, clips, batch_size)
+
+
+def score_clips(
+    truth: np.ndarray,
+    decoded: np.ndarray,
+    image_folder: str | Path,
+    video_folder: str | Path,
+    seed: int,
+    n_way: int = 50,
+    top_k: int = 1,
+    trials: int = 100,
+) -> pd.DataFrame:
+    """All scores of every decoded clip (Section 4.1).
+
+    SSIM and the image test are computed frame by frame and averaged over a clip's frames; the video test takes the
+    clip as a whole. The last digit of a column's name is the number of correct classes (see `nfx.evaluation.n_way`).
+
+    Parameters
+    ----------
+    truth, decoded : uint8 (clips, frames, height, width, 3)
+    image_folder, video_folder : snapshots of the two classifiers
+    seed : of the classes drawn
+    n_way, top_k, trials : of the test
+
+    Returns
+    -------
+    DataFrame with one row a clip and the columns of `SCORES`
+    """
+    clips, frames = truth.shape[:2]
+    scores = {"ssim": ssim(truth, decoded).mean(axis=1)}
+    flat = (-1, *truth.shape[2:])
+    image = [image_logits(stimuli.reshape(flat), image_folder) for stimuli in (truth, decoded)]
+    video = [video_logits(stimuli, video_folder) for stimuli in (truth, decoded)]
+    for correct in (1, 3):
+        by_frame = n_way_top_k(*image, n_way, top_k, trials, correct, seed)
+        scores[f"image_top1_{correct}"] = by_frame.reshape(clips, frames).mean(axis=1)
+        scores[f"video_top1_{correct}"] = n_way_top_k(*video, n_way, top_k, trials, correct, seed)
+    return pd.DataFrame(scores)[list(SCORES)]
+
+
+def _load(cls, folder: str | Path, **config):
+    """A snapshot by its class; what cannot be loaded is a FileNotFoundError that names it."""
+    from nfx.paths import snapshot
+
+    found = snapshot(str(folder))
+    try:
+        return cls.from_pretrained(found, **config)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{found} holds no complete snapshot of {cls.__name__} ({str(error).splitlines()[0]}): copy it again, "
+            "or make the stand-ins anew with ./run_all.sh stand-ins"
+        ) from error
+
+
+def _logits(model, pixels, stimuli: np.ndarray, batch_size: int) -> np.ndarray:
+    import torch
+
+    from nfx.training import device
+
+    model = model.to(device()).eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(stimuli), batch_size):
+            batch = pixels(stimuli[start : start + batch_size]).to(device(), model.dtype)
+            parts.append(model(pixel_values=batch).logits.float().cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros((0, model.config.num_labels), np.float32)

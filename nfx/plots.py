@@ -1,0 +1,283 @@
+"""One style for all figures, and files that are the same, byte by byte, whenever they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    from nfx.profile import Profile
+
+BRAIN_CMAP = "RdYlBu_r"  # blue to red, as in Figure 6
+FRAMES_PER_SECOND = 3  # of clips; Section 4.2
+COLOURS = {  # colour-blind safe; the same thing has the same colour in every figure
+    "ours": "#0072B2",
+    "second": "#56B4E9",
+    "third": "#009E73",
+    "control": "#999999",
+    "published": "#D55E00",
+    "chance": "#222222",
+}
+
+
+def set_style() -> None:
+    """The style of all figures: seaborn's white theme, one sans-serif face, no upper and right spines."""
+    import seaborn as sns
+
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        font="DejaVu Sans",
+        rc={
+            "figure.dpi": 110,
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.labelsize": 11,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "pdf.fonttype": 42,
+            "hatch.linewidth": 0.6,
+        },
+    )
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of the common style with constrained layout; sizes in inches."""
+    import matplotlib.pyplot as plt
+
+    set_style()
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def panel_letter(panel: Axes | SubFigure, letter: str, title: str = "") -> None:
+    """Bold letter at the upper left of an axes or a sub-figure, followed by a title."""
+    text = rf"$\bf{{{letter}}}$   {title}"
+    if hasattr(panel, "set_title"):
+        panel.set_title(text, loc="left", pad=10)
+    else:
+        panel.suptitle(text, x=0.01, ha="left", fontsize=12)
+
+
+def save_figure(fig: Figure, profile: Profile, name: str, dpi: int = 200) -> Path:
+    """Write a figure as PNG and PDF under ``figures/<profile>/``; figures of simulated data say so.
+
+    Parameters
+    ----------
+    fig : Figure
+    profile : Profile
+        Its ``simulated`` decides on the stamp, outside the drawing, at the lower right.
+    name : str
+        File name without a suffix.
+    dpi : int
+        Of the PNG, and of what is rasterised in the PDF.
+
+    Returns
+    -------
+    Path of the PNG
+    """
+    from nfx.files import write_atomically
+    from nfx.paths import figures
+
+    if Path(name).suffix in {".png", ".pdf"} or "/" in name:
+        raise ValueError(f"figure name {name!r}: expected a plain name without folder and suffix, e.g. 'figure_2'")
+    stamp = None
+    if profile.simulated:
+        # Below the lower edge: the tight bounding box takes it in, and it can overlap nothing.
+        stamp = fig.text(
+            1, -0.01, "simulated data", ha="right", va="top", fontsize=11, color="#B00020", fontweight="bold"
+        )
+    folder = figures(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            with write_atomically(folder / f"{name}.{suffix}") as path:
+                fig.savefig(path, format=suffix, dpi=dpi, metadata=metadata, bbox_inches="tight", facecolor="white")
+    finally:
+        if stamp is not None:
+            stamp.remove()
+    return folder / f"{name}.png"
+
+
+def save_table(table, profile: Profile, name: str, digits: int = 3) -> Path:
+    """Write a DataFrame as CSV (all digits) and Markdown (rounded); tables of simulated data say so.
+
+    The CSV has a leading comment line, the Markdown a line below the table: read the CSV with ``comment="#"``.
+
+    Returns
+    -------
+    Path of the CSV
+    """
+    from nfx.files import write_atomically
+    from nfx.paths import figures
+
+    folder = figures(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    note = "our numbers: simulated data" if profile.simulated else ""
+    with write_atomically(folder / f"{name}.csv") as path:
+        path.write_text((f"# {note}\n" if note else "") + table.to_csv())
+    with write_atomically(folder / f"{name}.md") as path:
+        path.write_text(markdown(table, digits) + (f"\n*{note}*\n" if note else ""))
+    return folder / f"{name}.csv"
+
+
+def markdown(table, digits: int = 3) -> str:
+    """A DataFrame as a Markdown table; floats are rounded, what is missing is left empty."""
+
+    def cell(value) -> str:
+        if isinstance(value, (float, np.floating)):
+            return "" if np.isnan(value) else f"{value:.{digits}f}"
+        return "" if value is None else str(value).replace("|", "\\|")
+
+    flat = table.reset_index() if table.index.name or table.index.nlevels > 1 else table
+    header = ["" if name == "index" else str(name) for name in flat.columns]
+    rows = [[cell(value) for value in row] for row in flat.itertuples(index=False)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def contact_sheet(
+    rows: dict[str, np.ndarray], titles: list[str] | None = None, clips_per_line: int = 2, frame_inches: float = 0.62
+) -> Figure:
+    """Frames of several versions of the same clips, one version a row.
+
+    Parameters
+    ----------
+    rows : label -> uint8 (clips, frames, height, width, 3)
+        The same clips in every row; the first row is the truth.
+    titles : one for each clip
+    clips_per_line : clips side by side
+    frame_inches : size of a frame
+
+    Returns
+    -------
+    Figure
+    """
+    fig = new_figure(*sheet_size(rows, clips_per_line, frame_inches))
+    draw_sheet(fig, rows, titles, clips_per_line)
+    return fig
+
+
+def sheet_size(rows: dict[str, np.ndarray], clips_per_line: int, frame_inches: float = 0.62) -> tuple[float, float]:
+    """Width and height in inches of a `draw_sheet` of these rows."""
+    clips, frames = next(iter(rows.values())).shape[:2]
+    lines = -(-clips // clips_per_line)
+    width = min(clips, clips_per_line) * (frames * frame_inches + 0.25) + 1.2
+    return width, lines * (len(rows) * frame_inches + 0.42) + 0.1
+
+
+def draw_sheet(
+    fig: Figure | SubFigure, rows: dict[str, np.ndarray], titles: list[str] | None = None, clips_per_line: int = 2
+) -> None:
+    """Draw a `contact_sheet` into a figure or a sub-figure."""
+    shapes = {label: np.shape(clips) for label, clips in rows.items()}
+    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 5:
+        raise ValueError(f"rows have shapes {shapes}, expected the same (clips, frames, height, width, 3) in every row")
+    clips = next(iter(shapes.values()))[0]
+    if titles is not None and len(titles) != clips:
+        raise ValueError(f"{len(titles)} titles for {clips} clips: give one for each")
+    columns, lines = min(clips, clips_per_line), -(-clips // clips_per_line)
+    axes = fig.subplots(lines * len(rows), columns, squeeze=False)
+    for ax in axes.ravel():
+        ax.set_axis_off()
+    for row, (label, stack) in enumerate(rows.items()):
+        for clip in range(clips):
+            line, column = divmod(clip, clips_per_line)
+            ax = axes[line * len(rows) + row, column]
+            ax.imshow(film_strip(stack[clip]), interpolation="nearest")
+            if row == 0 and titles is not None:
+                ax.set_title(titles[clip], fontsize=10, loc="left", pad=3)
+            if column == 0:
+                ax.text(-0.015, 0.5, label, transform=ax.transAxes, ha="right", va="center", fontsize=10)
+
+
+def film_strip(clip: np.ndarray, gap: int | None = None) -> np.ndarray:
+    """Frames of a clip side by side with white gaps: (frames, height, width, 3) to (height, wide, 3) uint8."""
+    frames, height, width, channels = clip.shape
+    gap = max(1, width // 24) if gap is None else gap
+    strip = np.full((height, frames * (width + gap) - gap, channels), 255, dtype=np.uint8)
+    for k, frame in enumerate(clip):
+        strip[:, k * (width + gap) : k * (width + gap) + width] = frame
+    return strip
+
+
+def upscale(frames: np.ndarray, smallest: int = 256) -> np.ndarray:
+    """Repeat pixels by the least whole factor that brings the smaller side to `smallest`: (..., height, width, 3)."""
+    factor = max(1, -(-smallest // min(frames.shape[-3:-1])))
+    return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def write_video(clips: np.ndarray, path: str | Path, fps: int = FRAMES_PER_SECOND, smallest: int = 256) -> Path:
+    """Write clips, one after the other, as an MP4 that browsers play (H.264, yuv420p).
+
+    Parameters
+    ----------
+    clips : uint8 (frames, height, width, 3) or (clips, frames, height, width, 3)
+    path : file to write; its folder is made
+    fps : frames per second
+    smallest : pixels; smaller frames are enlarged by whole factors, odd sizes repeat their last row or column
+
+    Returns
+    -------
+    Path
+    """
+    import av
+
+    from nfx.files import write_atomically
+
+    frames = upscale(_frames(clips), smallest)
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_gif(clips: np.ndarray, path: str | Path, fps: int = FRAMES_PER_SECOND, smallest: int = 256) -> Path:
+    """Write clips, one after the other, as an endless GIF. Its 256 colours are for show: never score a GIF.
+
+    Parameters
+    ----------
+    clips : uint8 (frames, height, width, 3) or (clips, frames, height, width, 3)
+    path, fps, smallest : as in `write_video`
+    """
+    from PIL import Image
+
+    from nfx.files import write_atomically
+
+    images = [Image.fromarray(frame) for frame in upscale(_frames(clips), smallest)]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(path) as temporary:
+        images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
+        )
+    return path
+
+
+def side_by_side(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """Clips of several versions next to each other, for one video: (clips, frames, height, wide, 3)."""
+    return np.concatenate(list(rows.values()), axis=-2)
+
+
+def _frames(clips: np.ndarray) -> np.ndarray:
+    """(clips, frames, ...) or (frames, ...) to (all frames, height, width, 3), checked."""
+    if clips.dtype != np.uint8 or clips.ndim not in (4, 5) or clips.shape[-1] != 3 or clips.size == 0:
+        raise ValueError(
+            f"clips are {clips.dtype} {clips.shape}, expected uint8 (frames, height, width, 3) or (clips, frames, ...)"
+        )
+    return clips.reshape(-1, *clips.shape[-3:])
