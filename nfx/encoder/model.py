@@ -166,7 +166,7 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         if bold.ndim != 3 or bold.shape[2] != self.config.voxels:
             raise ValueError(
                 f"expected fMRI windows of shape (batch, window, {self.config.voxels}), got {tuple(bold.shape)}: an "
-                "encoder is made for one subject's voxels (nfx.encoder.interpolate_encoder makes one for another number)"
+                "encoder is made for one subject's voxels (nfx.encoder.interpolate_encoder makes others)"
             )
         padding = self.patches * self.config.patch_size - bold.shape[2]
         return self.embed(F.pad(bold, (0, padding)).unflatten(2, (self.patches, self.config.patch_size)))
