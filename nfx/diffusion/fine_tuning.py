@@ -166,6 +166,8 @@ def stage_one(profile: Profile, beta: float | None) -> Path:
 
         from diffusers import UNet2DConditionModel
 
+        from nfx.data.targets import text_states
+
         base = paths.snapshot(profile.models.stable_diffusion)
         unet = inflate(UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32))
         trainable_parameters(unet)
@@ -175,7 +177,7 @@ def stage_one(profile: Profile, beta: float | None) -> Path:
             targets["train_latents"][training],
             targets["train_caption"][training],
             np.asarray(targets["caption_tokens"]),
-            empty_caption(base),
+            torch.from_numpy(text_states([""], profile.models.stable_diffusion)[0]),
             load_scheduler(base),
             beta=beta or 0.0,
             batch_size=profile.stage_one.batch_size,
@@ -359,17 +361,6 @@ def load_scheduler(base: str) -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler.from_pretrained(base, subfolder="scheduler", clip_sample=False)
-
-
-@torch.no_grad()
-def empty_caption(base: str) -> Tensor:
-    """States of a Stable Diffusion snapshot's text encoder for the empty caption, (tokens, token dim)."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", dtype=torch.float32)
-    tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
-    return text_encoder(tokens.input_ids).last_hidden_state[0]
 
 
 def _train(
