@@ -117,7 +117,7 @@ engine() {  # engine PROFILE [arguments of snakemake]
   { PYTHONUNBUFFERED=1 snakemake "$@" "${options[@]}" 2>&1 </dev/null | time_left; } &
   local group=$!
   set +m
-  trap 'kill -TERM -- -'"$group"' 2>/dev/null; wait '"$group"' 2>/dev/null; exit 130' INT TERM HUP
+  trap 'kill -TERM -- -'"$group"' 2>/dev/null; wait '"$group"' 2>/dev/null || true; exit 130' INT TERM HUP
   local status=0
   wait "$group" || status=$?
   trap - INT TERM HUP

