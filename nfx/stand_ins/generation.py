@@ -26,7 +26,9 @@ def autoencoder_loss(model: nn.Module, step: int, generator: torch.Generator, ba
     """Absolute and squared error, an error of the image's gradients that keeps edges, and a small KL term."""
     seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
     pixels = renders.frames(batch, seed).pixels[:, 0]
-    posterior = model.encode(pixels).latent_dist
+    # With a frozen encoder, as for the decoder's further training, there is nothing to differentiate in it.
+    with torch.set_grad_enabled(next(model.encoder.parameters()).requires_grad):
+        posterior = model.encode(pixels).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator)
     decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
     edges = sum(l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (-1, -2))

@@ -151,7 +151,7 @@ CARDS = {
     "videomae": ("VideoMAEForVideoClassification", "VideoMAE on Kinetics-400", "videomae", ["videomae"]),
     "clip": ("CLIPModel", "CLIP ViT-L/14", "clip", ["clip"]),
     "blip": ("BlipForConditionalGeneration", "BLIP", "blip", ["blip"]),
-    "stable_diffusion": ("StableDiffusionPipeline", "Stable Diffusion v1-5", "vae, unet", ["vae", "text-to-image"]),
+    "stable_diffusion": ("StableDiffusionPipeline", "Stable Diffusion v1-5", "vae, decoder, unet", ["vae", "text-to-image"]),
 }
 
 
