@@ -241,7 +241,7 @@ def _resume(
         return 0, []
     state = read_json(found[-1] / "state.json")
     if state["settings"] != settings:
-        print(f"{found[-1]}: checkpoint of a training with other settings, discarded")
+        print(f"{folder.name}: checkpoint of a training with other settings, discarded")
         shutil.rmtree(folder / "checkpoint")
         return 0, []
     model.load_state_dict(load_file(found[-1] / "model.safetensors"), strict=False)
