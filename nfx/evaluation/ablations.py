@@ -108,20 +108,22 @@ def averaged_table(
     -------
     DataFrame
         A row for each subject and number of correct classes: full, averaged, difference (averaged - full) with low and
-        high and in per cent of full, and the paper's quoted values with the per cent that follow from them.
+        high and in per cent of full; for one correct class, the paper's, its quoted values with the per cent that
+        follow from them.
     """
     rows = []
     for subject in averaged:
         for column, correct in (("video_top1_1", 1), ("video_top1_3", 3)):
             change = paired_difference(averaged[subject], normal[subject], column)
             quoted = {
-                name: published["value"].get(f"{key}_video_50way_{subject}", np.nan)
+                name: published["value"].get(f"{key}_video_50way_{subject}", np.nan) if correct == 1 else np.nan
                 for name, key in (("paper, full", "neuralflix"), ("paper, averaged", "averaged"))
             }
             full, mean = (float(scores[subject][column].mean()) for scores in (normal, averaged))
             drop = 100 * (mean - full) / full if full else np.nan
             row = {"subject": subject, "correct": correct, "full": full, "averaged": mean, **change, "percent": drop}
-            rows.append(row | quoted | {"paper, percent": published["value"].get(f"averaged_drop_{subject}", np.nan)})
+            theirs = published["value"].get(f"averaged_drop_{subject}", np.nan) if correct == 1 else np.nan
+            rows.append(row | quoted | {"paper, percent": theirs})
     return pd.DataFrame(rows)
 
 
@@ -151,7 +153,7 @@ def figure_row_groups(validation: pd.DataFrame, test: pd.DataFrame, profile: Pro
     """
     groups = {name: [row for row in rows if row in validation.index] for name, rows in ROW_GROUPS.items()}
     fig = new_figure(14, 6.6)
-    axes = fig.subplots(2, len(groups), width_ratios=[len(rows) for rows in groups.values()], sharey="row")
+    axes = fig.subplots(2, len(groups), width_ratios=[max(len(rows), 2.4) for rows in groups.values()], sharey="row")
     for column, (letter, (name, rows)) in enumerate(zip("abcd", groups.items(), strict=True)):
         ours, quoted = axes[:, column]
         at = np.arange(len(rows))
@@ -164,7 +166,7 @@ def figure_row_groups(validation: pd.DataFrame, test: pd.DataFrame, profile: Pro
         for ax in (ours, quoted):
             ax.set_xticks(at, [_row_label(profile, name, row) for row in rows], fontsize=9)
             ax.margins(y=0.14)
-        panel_letter(ours, letter, name)
+        panel_letter(ours, letter, name.removesuffix(" ratio").replace("interpolation", "").strip())
     kind = "ours, simulated data" if profile.simulated else "ours"
     axes[0, 0].set_ylabel(f"SSIM, {kind}")
     axes[1, 0].set_ylabel("SSIM, paper (quoted, real data)")
@@ -201,7 +203,7 @@ def figure_averaged(table: pd.DataFrame, profile: Profile) -> Figure:
         ax.set_xticks(at, [f"subject {subject}" for subject in table["subject"]])
         ax.set(title=title, ylabel=f"{profile.evaluation.n_way}-way video accuracy")
         ax.margins(y=0.16)
-    quoted.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, columnspacing=1, handlelength=1.6)
     return fig
 
 

@@ -104,8 +104,11 @@ def score_clips(
 
 def _load(cls, folder: str | Path, **config):
     """A snapshot by its class; what cannot be loaded is a FileNotFoundError that names it."""
+    from transformers.utils import logging
+
     from nfx.paths import snapshot
 
+    logging.disable_progress_bar()  # a bar a model, of milliseconds
     found = snapshot(str(folder))
     try:
         return cls.from_pretrained(found, **config)

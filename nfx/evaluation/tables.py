@@ -249,7 +249,7 @@ def clips_by_rule(clips: int, count: int, offset: float = 0.5) -> np.ndarray:
     return ((np.arange(count) + offset) * clips / count).astype(int)
 
 
-def short_captions(captions: Sequence[str], chosen: Sequence[int], width: int = 34) -> list[str]:
+def short_captions(captions: Sequence[str], chosen: Sequence[int], width: int = 46) -> list[str]:
     """Titles of shown clips: their number and caption, cut to `width` characters."""
     titles = (f"{clip}: {captions[clip]}" for clip in chosen)
     return [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
