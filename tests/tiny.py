@@ -16,8 +16,9 @@ from nfx.profile import PROFILES
 CHANGES = {
     "name": "tiny",
     "data": {
-        "root": "data/tiny", "subjects": [1, 2], "train_segments": 12, "test_segments": 2, "train_volumes": 24,
-        "test_volumes": 10, "test_repeats": 3, "validation_segments": [11, 12], "alpha": 0.99, "keep": 1.0,
+        "root": "data/tiny", "subjects": [1, 2], "frame_size": 32, "train_segments": 12, "test_segments": 2,
+        "train_volumes": 24, "test_volumes": 10, "test_repeats": 2,
+        "validation_segments": [11, 12], "alpha": 0.99, "keep": 1.0,
     },
     "simulation": {
         "signal_to_noise": [0.22, 0.22], "vertex_step": 16, "other_step": 160, "pretraining_subjects": 2,
@@ -79,13 +80,13 @@ def save_models(folder: Path) -> None:
     torch.manual_seed(0)
     size, edge, half = {"height": 64, "width": 64}, {"shortest_edge": 64}, [0.5] * 3
     tokenizer = language.clip_tokenizer(folder / "clip")
-    language.clip(len(tokenizer)).save_pretrained(folder / "clip")
+    shallow(language.clip(len(tokenizer))).save_pretrained(folder / "clip")
     CLIPImageProcessorPil(size=edge, crop_size=size, image_mean=half, image_std=half).save_pretrained(folder / "clip")
-    language.blip(len(language.bert_tokenizer(folder / "blip"))).save_pretrained(folder / "blip")
+    shallow(language.blip(len(language.bert_tokenizer(folder / "blip")))).save_pretrained(folder / "blip")
     BlipImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(folder / "blip")
-    recognition.vit().save_pretrained(folder / "vit")
+    shallow(recognition.vit()).save_pretrained(folder / "vit")
     ViTImageProcessorPil(size=size).save_pretrained(folder / "vit")
-    recognition.videomae().save_pretrained(folder / "videomae")
+    shallow(recognition.videomae()).save_pretrained(folder / "videomae")
     VideoMAEImageProcessorPil(size=edge, crop_size=size, image_mean=half, image_std=half).save_pretrained(
         folder / "videomae"
     )
@@ -94,3 +95,13 @@ def save_models(folder: Path) -> None:
         unet=generation.unet(), scheduler=generation.scheduler(), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder / "stable_diffusion")  # fmt: skip
+
+
+def shallow(model):
+    """A new model of the same class with one layer and patches of 16 pixels."""
+    config = model.config
+    for part in (config, getattr(config, "vision_config", None), getattr(config, "text_config", None)):
+        for name, value in {"num_hidden_layers": 1, "patch_size": 16}.items():
+            if hasattr(part, name):
+                setattr(part, name, value)
+    return type(model)(config)
