@@ -130,7 +130,7 @@ def encode_latents(frames: np.ndarray, model: str) -> np.ndarray:
 
     def batches() -> Iterator[Tensor]:
         for start in range(0, len(frames), BATCH):
-            yield torch.from_numpy(np.ascontiguousarray(frames[start : start + BATCH])).movedim(-1, 1) / 127.5 - 1
+            yield torch.from_numpy(np.array(frames[start : start + BATCH])).movedim(-1, 1) / 127.5 - 1
 
     return _stack(lambda x: vae.encode(x).latent_dist.mean * vae.config.scaling_factor, batches())
 

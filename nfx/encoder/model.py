@@ -245,7 +245,9 @@ def interpolate_encoder(
     config = {name: encoder.config[name] for name in names} | {
         name: size for name, size in asked.items() if size is not None
     }
-    new = FMRIEncoder(**config).to(device=encoder.device, dtype=encoder.dtype)
+    new = FMRIEncoder(**config).to(encoder.device)
+    if new.dtype != encoder.dtype:  # diffusers warns at every cast, also where nothing changes
+        new = new.to(encoder.dtype)
     same_grid = (new.config.window, new.patches) == (encoder.config.window, encoder.patches)
     weights = new.state_dict()
     for name, old in encoder.state_dict().items():
