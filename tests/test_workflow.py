@@ -1,0 +1,157 @@
+"""The pipeline: which jobs there are, and what makes them run again. Stub notebooks, dry runs, no kernels."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from nfx import paths
+
+NOTEBOOKS = (
+    "01_data_preparation",
+    "02_encoder_contrastive_training",
+    "03_diffusion_fine_tuning",
+    "04_evaluation",
+    "05_ablations",
+    "06_attention_analysis",
+)
+
+
+# In place of papermill: writes the manifests that the notebook would write, and what it was called with.
+STUB = """#!/usr/bin/env bash
+notebook=$(basename "$1" .ipynb); shift 2
+while (($#)); do case $1 in -p | -r) declare "$2=$3"; shift 3 ;; *) shift ;; esac; done
+job="subject${subject:-}_row${row:-}$([[ ${time_averaged:-} == True ]] && echo _averaged)"
+echo "$notebook $job" >> calls
+[[ "$notebook $job" != "${BROKEN:-}" ]] || { echo "ValueError: a broken row" >&2; exit 3; }
+case $notebook in
+  01*) folders="stimuli targets subject1 subject2 subject3" ;;
+  02*) folders="encoder/$job" ;;
+  03*) folders="decoder/$job" ;;
+esac
+for folder in ${folders:-}; do mkdir -p "work/$profile/$folder"; echo '{}' > "work/$profile/$folder/manifest.json"; done
+"""
+
+
+def write_notebook(folder, name, prose="why", code="x = 1"):
+    cells = [{"cell_type": kind, "source": [text]} for kind, text in (("markdown", prose), ("code", code))]
+    (folder / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"cells": cells}))
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A folder with the Snakefile, the code and stub notebooks, and the function that runs the engine in it."""
+    shutil.copytree(paths.ROOT / "workflow", tmp_path / "workflow")
+    shutil.copytree(paths.ROOT / "nfx", tmp_path / "nfx", ignore=shutil.ignore_patterns("snapshots", "__pycache__"))
+    (tmp_path / "notebooks").mkdir()
+    for name in NOTEBOOKS:
+        write_notebook(tmp_path, name)
+    stub = tmp_path / "bin" / "papermill"
+    stub.parent.mkdir()
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+
+    def engine(*arguments, profile="demo", broken="", expected=0):
+        command = [
+            sys.executable, "-m", "snakemake", *arguments, "--snakefile", "workflow/Snakefile",
+            "--workflow-profile", "workflow/profiles/default", "--cores", "2", "--config", f"profile={profile}",
+        ]  # fmt: skip
+        environment = os.environ | {
+            "NFX_ROOT": str(tmp_path),
+            "PYTHONPATH": str(tmp_path),
+            "PATH": f"{stub.parent}:{os.environ['PATH']}",
+            "BROKEN": broken,
+        }
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert run.returncode == expected, run.stdout + run.stderr
+        return run.stdout + run.stderr
+
+    return tmp_path, engine
+
+
+def jobs(output):
+    """Name of each rule, and how many of its jobs would run."""
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)}
+
+
+def calls(folder):
+    """Jobs run since the last look, in their order."""
+    path = folder / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+@pytest.mark.slow
+def test_the_jobs_of_the_demo(pipeline):
+    _, engine = pipeline
+    counts = jobs(engine("--dry-run"))
+    assert counts == {
+        "data": 1,
+        "encoder": 8 + 2 + 2,  # rows 1, 8, 9 and 10 share one; two more subjects; their averaged controls
+        "decoder": 11 + 2 + 2,
+        "evaluation": 1,
+        "ablations": 1,
+        "attention": 1,
+        "all": 1,
+        "total": 32,
+    }
+
+
+@pytest.mark.slow
+def test_the_headline_is_the_three_subjects_and_the_plain_row(pipeline):
+    _, engine = pipeline
+    counts = jobs(engine("headline", "--dry-run"))
+    assert (counts["encoder"], counts["decoder"]) == (3 + 1, 3 + 1)  # row 0 stands beside them
+    assert "ablations" not in counts
+
+
+@pytest.mark.slow
+def test_the_paper_has_the_same_jobs(pipeline):
+    _, engine = pipeline
+    assert jobs(engine("--dry-run", profile="paper"))["total"] == 32
+
+
+@pytest.mark.slow
+def test_one_broken_row_and_what_runs_again(pipeline):
+    folder, engine = pipeline
+    row_3 = "03_diffusion_fine_tuning subject1_row3"
+
+    output = engine(broken=row_3, expected=1)
+    done = calls(folder)
+    assert done[:2] == ["01_data_preparation subject_row", "02_encoder_contrastive_training subject1_row1"]
+    assert done.count(row_3) == 2, "tried twice"
+    assert len(set(done)) == 1 + 12 + 15 + 2, "all but the ablations, which need the row"
+    order = [job for job in done if job.startswith("03")]
+    for first, others in (("row0", "row[1-7]"), ("row10", ".*subject[23]")):  # they train stage one for the others
+        place = order.index(f"03_diffusion_fine_tuning subject1_{first}")
+        assert not any(re.search(f"{others}$", job) for job in order[:place])
+    assert "ValueError: a broken row" in output and "03_diffusion_fine_tuning_subject1_row3.log" in output
+
+    output = engine()
+    assert calls(folder) == [row_3, "05_ablations subject_row"]
+    assert "headline (three subjects, Figures 2-7): was up to date" in output and "all (with" in output
+
+    for name in NOTEBOOKS:
+        write_notebook(folder, name, prose="why, said better")
+    with open(folder / "nfx/data/voxels.py", "a") as source:
+        source.write("# a comment\n")
+    assert "Nothing to be done" in engine()
+
+    with open(folder / "nfx/attention/maps.py", "a") as source:
+        source.write("ANOTHER = 1\n")
+    engine()
+    assert calls(folder) == ["06_attention_analysis subject_row"]
+
+    shutil.rmtree(folder / "work/demo/decoder/subject1_row8")
+    write_notebook(folder, NOTEBOOKS[3], code="x = 2")
+    engine()
+    assert sorted(calls(folder)) == [
+        "03_diffusion_fine_tuning subject1_row8",
+        "04_evaluation subject_row",
+        "05_ablations subject_row",
+    ]
