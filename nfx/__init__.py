@@ -6,8 +6,13 @@ saved pipeline's own components as attributes of the package that defines them.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from typing import Any
+
+with warnings.catch_warnings():  # what diffusers and transformers import warns in a notebook that has no widgets
+    warnings.simplefilter("ignore")
+    import tqdm.auto  # noqa: F401
 
 __version__ = "0.1.0"
 

@@ -229,9 +229,12 @@ def model_digest(model: str) -> str:
 
 
 def _load_pipeline(folder: Path) -> Any:
+    from diffusers.utils import logging
+
     from nfx.diffusion import NeuralFlixPipeline
     from nfx.training import device
 
+    logging.disable_progress_bar()
     return NeuralFlixPipeline.from_pretrained(folder).to(device())
 
 
