@@ -272,6 +272,10 @@ def _draw_networks(fig: SubFigure, network: dict[str, pd.DataFrame], tests: pd.D
 def _draw_categories(
     fig: SubFigure, categories: dict[str, dict[str, np.ndarray]], category_p: dict[str, float], analysed: np.ndarray
 ) -> None:
+    panel_letter(fig, "d", "Categories of the stimulus")
+    if not categories:
+        fig.text(0.5, 0.5, "no test clips of both categories", ha="center", va="center", color="#444444")
+        return
     axes = fig.subplots(len(categories), 2, squeeze=False)
     for row, (region, maps) in zip(axes, categories.items(), strict=True):
         limits = colour_limits(list(maps.values()))
@@ -283,7 +287,6 @@ def _draw_categories(
         test = f"\n{p_text(category_p[region])}" if region in category_p else ""
         row[0].set_ylabel(f"{region}{test}", fontsize=10)
         _colour_bar(fig, row, limits)
-    panel_letter(fig, "d", "Categories of the stimulus")
 
 
 def _colour_bar(fig: SubFigure, axes: np.ndarray, limits: tuple[float, float]) -> None:
