@@ -170,8 +170,9 @@ def _local_models(profile: Profile) -> dict[str, Path]:
 
 
 def _weights(folder: Path) -> dict[str, str]:
-    """Digests of a snapshot's weights, so that a new snapshot makes new targets."""
-    return {str(f.relative_to(folder)): files.sha256(f) for f in sorted(folder.rglob("*.safetensors"))}
+    """Digests of a snapshot's weights but the UNet's, which makes no targets: a new snapshot makes new targets."""
+    weights = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*.safetensors"))}
+    return {name: files.sha256(file) for name, file in weights.items() if not name.startswith("unet/")}
 
 
 def _batches(frames: np.ndarray, processor: Any, name: str) -> Iterator[Tensor]:
