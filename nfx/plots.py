@@ -281,3 +281,24 @@ def _frames(clips: np.ndarray) -> np.ndarray:
             f"clips are {clips.dtype} {clips.shape}, expected uint8 (frames, height, width, 3) or (clips, frames, ...)"
         )
     return clips.reshape(-1, *clips.shape[-3:])
+
+
+def show_saved(path: str | Path, width: int = 760) -> None:
+    """Show a saved figure in a notebook, stamp and all, as a JPEG of `width` pixels, and close all open figures.
+
+    Sheets of frames in full size would make a notebook of megabytes; the file has all pixels.
+    """
+    from io import BytesIO
+
+    import matplotlib.pyplot as plt
+    from IPython.display import Image as Shown
+    from IPython.display import display
+    from PIL import Image
+
+    with Image.open(path) as saved:
+        height = round(saved.height * width / saved.width)
+        small = saved.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    data = BytesIO()
+    small.save(data, "JPEG", quality=75, optimize=True)
+    plt.close("all")  # else the notebook shows them once more, without the stamp
+    display(Shown(data=data.getvalue(), format="jpeg"))

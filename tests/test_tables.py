@@ -165,3 +165,18 @@ def test_listing_finds_all_formats_and_refuses_what_is_not_there(tmp_path, monke
     assert (folder / "04_evaluation.json").is_file()
     with pytest.raises(FileNotFoundError, match="figure_9.png"):
         tables.write_listing(DEMO, "04_evaluation", [folder / "figure_9.png"])
+
+
+def test_a_saved_figure_is_shown_small_and_once(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    from nfx.plots import show_saved
+
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    Image.new("RGBA", (400, 200), "red").save(tmp_path / "figure.png")
+    plt.figure()
+    show_saved(tmp_path / "figure.png", width=100)
+    assert len(shown) == 1 and shown[0].data[:2] == b"\xff\xd8"  # a JPEG
+    assert not plt.get_fignums()
