@@ -177,7 +177,7 @@ main() {
   lock
   case $command in
     test) run_tests; return ;;
-    stand-ins) python -m nfx.stand_ins "$@" ;;
+    stand-ins) python -m nfx.stand_ins.train "$@" ;;
     *) engine "$command" "$@" ;;
   esac
   say "Finished in $(elapsed $SECONDS)"
