@@ -24,6 +24,7 @@ from nfx.data.simulator.movie import (
     shot_lengths,
     write_movie,
 )
+from nfx.data.simulator.scenes import render
 from nfx.profile import load_profile
 
 
@@ -78,6 +79,14 @@ def test_the_movie_is_balanced(movie):
     assert max(times_shown) <= 2  # each class of the demo's test movie once or twice
 
 
+def test_each_segment_is_balanced(movie):
+    for name, shots in movie.items():
+        shown = np.array([shot.scene[:4] for shot in shots])
+        for column, levels in enumerate((8, 4, 4, 4)):
+            counts = np.bincount(shown[:, column], minlength=levels)
+            assert counts.max() - counts.min() <= (2 if name.startswith("test") else 3), (name, column, counts)
+
+
 def test_train_and_test_classes_overlap_as_in_the_paper(movie):
     shown = {prefix: {scene[:3] for scene in scenes(movie, prefix)} for prefix in ("seg", "test")}
     assert class_overlap(shown["seg"], shown["test"]) == pytest.approx(CLASS_OVERLAP, abs=0.02)
@@ -95,7 +104,8 @@ def test_overlap_at_other_sizes(scenes_of_both):
 
 
 def test_balanced_choice_covers_every_level():
-    chosen = balanced_choice(np.random.default_rng(1), list(ALL_CLASSES), 16)
+    chosen = [ALL_CLASSES[i] for i in balanced_choice(np.random.default_rng(1), ALL_CLASSES, 16)]
+    assert len(set(chosen)) == 16
     assert np.bincount([c[0] for c in chosen]).tolist() == [2] * 8
     assert np.bincount([c[1] for c in chosen]).tolist() == [4] * 4
     assert np.bincount([c[2] for c in chosen]).tolist() == [4] * 4
@@ -116,6 +126,13 @@ def test_scenes_move_without_a_jump_and_cut_on_clips(movie):
     change = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3))
     cut = 60 * shots[0].length - 1
     assert change.argmax() == cut and change[cut] > 2 * np.delete(change, cut).max()
+
+
+@pytest.mark.parametrize("size, rate", [(64, 30), (48, 3)])
+def test_film_is_the_rendered_scenes(movie, size, rate):
+    shots = movie["seg1"][:2]
+    whole = [render(s.scene, np.arange(2 * rate * s.length) / rate, size) for s in shots]
+    np.testing.assert_array_equal(film(shots, size, rate), np.concatenate(whole))
 
 
 def test_film_as_published(tmp_path, movie):

@@ -6,8 +6,9 @@ object moves on without a jump. Real film cuts anywhere: the published clips str
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from itertools import combinations
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -17,10 +18,12 @@ import numpy as np
 from nfx.data.simulator.scenes import (
     BACKGROUNDS,
     COLOURS,
+    FRAME,
     MOTIONS,
     OBJECTS,
     Scene,
     caption,
+    centre,
     frame_class,
     random_scene,
     render,
@@ -69,28 +72,34 @@ def shot_lengths(rng: np.random.Generator, volumes: int, shortest: int, longest:
 
 
 def balanced_choice(
-    rng: np.random.Generator, candidates: list[FrameClass], count: int, beside: list[FrameClass] = ()
-) -> list[FrameClass]:
-    """Choose `count` different candidates so that, with those in `beside`, attributes and their pairs are balanced."""
-    chosen: list[FrameClass] = []
-    used = Counter(key for one in beside for key in _attributes(one))
-    pool = list(candidates)
-    for _ in range(min(count, len(pool))):
-        # Single attributes first (weighted by their number of levels), then pairs of attributes, then chance.
-        cost = [
-            sum(used[key] * (1.0 if len(key) == 2 else (8.0 if key[0][0] == 0 else 4.0)) for key in _attributes(one))
-            for one in pool
-        ]
-        best = pool.pop(int(np.argmin(np.array(cost) + rng.uniform(0, 0.5, len(pool)))))
-        used.update(_attributes(best))
+    rng: np.random.Generator, candidates: Sequence[FrameClass], count: int, beside: Sequence[FrameClass] = ()
+) -> list[int]:
+    """Choose `count` candidates so that, with the classes `beside` them, attributes and their pairs are balanced.
+
+    Returns
+    -------
+    list of int
+        Indices into `candidates`, each at most once.
+    """
+    levels = (len(OBJECTS), len(COLOURS), len(BACKGROUNDS))
+    keys, used, weight = [], [], []
+    for places, first in (((0,), 8), ((1,), 4), ((2,), 4), ((0, 1), 1), ((0, 2), 1), ((1, 2), 1)):
+        shape = [levels[i] for i in places]  # single attributes weigh as many as they have levels, pairs least
+        for classes in (candidates, beside):
+            columns = np.array(classes, int).reshape(-1, 3)[:, places].T
+            keys.append(np.ravel_multi_index(tuple(columns), shape))
+        used.append(np.bincount(keys.pop(), minlength=math.prod(shape)))
+        weight.append(first)
+    chance = rng.uniform(0, 0.5, len(candidates))
+    chosen: list[int] = []
+    for _ in range(min(count, len(candidates))):
+        cost = chance + sum(w * u[k] for w, u, k in zip(weight, used, keys, strict=True))
+        best = int(cost.argmin())
+        for u, k in zip(used, keys, strict=True):
+            u[k[best]] += 1
+        chance[best] = np.inf  # taken
         chosen.append(best)
     return chosen
-
-
-def _attributes(one: FrameClass) -> list[tuple]:
-    """Keys of a class: its three attributes as 1-tuples of (place, level), and their three pairs as 2-tuples."""
-    singles = list(enumerate(one))
-    return [(key,) for key in singles] + list(combinations(singles, 2))
 
 
 def choose_classes(
@@ -104,11 +113,11 @@ def choose_classes(
     t = min(test_scenes, MOST_TEST_CLASSES)
     u = round(t * NOVEL_SHARE)
     r = min(round((t - u) / CLASS_OVERLAP) - u, train_scenes, len(ALL_CLASSES) - u)
-    test = balanced_choice(rng, list(ALL_CLASSES), t)
-    novel = set(balanced_choice(rng, test, u))
+    test = [ALL_CLASSES[i] for i in balanced_choice(rng, ALL_CLASSES, t)]
+    novel = {test[i] for i in balanced_choice(rng, test, u)}
     both = [one for one in test if one not in novel]
     rest = [one for one in ALL_CLASSES if one not in set(test)]
-    return both + balanced_choice(rng, rest, r - len(both), beside=both), test
+    return both + [rest[i] for i in balanced_choice(rng, rest, r - len(both), beside=both)], test
 
 
 def class_overlap(train: set, test: set) -> float:
@@ -119,7 +128,7 @@ def class_overlap(train: set, test: set) -> float:
 def plan_movie(profile) -> Movie:
     """The scenes of every segment, 'seg1'.. for training and 'test1'.. for testing, from the profile's seed alone.
 
-    Each frame class shown comes equally often (within one), and so do the motions of an object and of a background.
+    Each frame class shown comes equally often (within one); attributes are balanced within each segment, too.
 
     Parameters
     ----------
@@ -140,20 +149,17 @@ def plan_movie(profile) -> Movie:
             *((f"test{n + 1}", data.test_volumes) for n in range(data.test_segments)),
         ]
     }
-    scenes = {p: sum(len(n) for s, n in lengths.items() if s.startswith(p)) for p in ("seg", "test")}
-    train, test = choose_classes(rng, scenes["seg"], scenes["test"])
+    scenes = {p: [len(n) for s, n in lengths.items() if s.startswith(p)] for p in ("seg", "test")}
+    train, test = choose_classes(rng, sum(scenes["seg"]), sum(scenes["test"]))
+    arranged = [*_arrange(rng, train, scenes["seg"]), *_arrange(rng, test, scenes["test"])]
     movie: Movie = {}
-    for prefix, classes in (("seg", train), ("test", test)):
-        coming = iter(_sequence(rng, classes, scenes[prefix]))
-        for name in (s for s in lengths if s.startswith(prefix)):
-            shots, start = [], 0
-            for length in lengths[name]:
-                o, c, b, m = next(coming)
-                seconds = CLIP_SECONDS * length
-                scene = random_scene(rng, seconds, object=o, colour=c, background=b, motion=m)
-                shots.append(Shot(scene, start, length))
-                start += length
-            movie[name] = shots
+    for (name, spans), attributes in zip(lengths.items(), arranged, strict=True):
+        shots, start = [], 0
+        for length, (o, c, b, m) in zip(spans, attributes.tolist(), strict=True):
+            scene = random_scene(rng, CLIP_SECONDS * length, object=o, colour=c, background=b, motion=m)
+            shots.append(Shot(scene, start, length))
+            start += length
+        movie[name] = shots
     return movie
 
 
@@ -167,20 +173,44 @@ def plan_other_movie(seed: int, name: str, volumes: int, span: tuple[int, int]) 
     return shots
 
 
-def _sequence(rng: np.random.Generator, classes: list[FrameClass], scenes: int) -> list[tuple[int, int, int, int]]:
-    """Object, colour, background and motion of `scenes` scenes: rounds through the classes, each in a new order."""
-    order: list[FrameClass] = []
-    while len(order) < scenes:
-        one_round = balanced_choice(rng, classes, scenes - len(order))
-        order += [one_round[i] for i in rng.permutation(len(one_round))]
+def _arrange(rng: np.random.Generator, classes: list[FrameClass], scenes: list[int]) -> list[np.ndarray]:
+    """Attributes (object, colour, background, motion) of the scenes of every segment, (scenes of it, 4) each.
+
+    Classes come equally often (within one), and motions with each object and background. Then scenes are exchanged
+    between segments until each segment is balanced by itself: cleaning makes a run relative to its own mean, so that a
+    short run full of snow would look like one without.
+    """
+    rounds, rest = divmod(sum(scenes), len(classes))
+    pool = classes * rounds + [classes[i] for i in balanced_choice(rng, classes, rest)]
     used: Counter = Counter()
-    out = []
-    for o, c, b in order:
-        cost = [used[m] + 2 * used["object", o, m] + used["background", b, m] for m in range(len(MOTIONS))]
-        m = int(np.argmin(np.array(cost) + rng.uniform(0, 0.5, len(MOTIONS))))
-        used.update([m, ("object", o, m), ("background", b, m)])
-        out.append((o, c, b, m))
-    return out
+    shown = []
+    for o, c, b in pool:
+        keys = [[("any", m), ("object", o, m), ("background", b, m), ("both", o, b, m)] for m in range(len(MOTIONS))]
+        cost = [sum(used[key] for key in of_one) for of_one in keys] + rng.uniform(0, 0.5, len(MOTIONS))
+        m = int(cost.argmin())
+        used.update(keys[m])
+        shown.append((o, c, b, m))
+    arranged = rng.permutation(np.array(shown))
+    _exchange(rng, arranged, np.repeat(np.arange(len(scenes)), scenes))
+    return np.split(arranged, np.cumsum(scenes)[:-1])
+
+
+def _exchange(rng: np.random.Generator, shown: np.ndarray, segment: np.ndarray, proposals: int = 40) -> None:
+    """Exchange rows of `shown` (scenes, attributes) between segments, in place, wherever that lowers the sum of squared
+    counts of the attributes' levels in the segments; `proposals` random pairs for every scene."""
+    count = np.zeros((shown.shape[1], segment.max() + 1, shown.max() + 1), int)
+    for attribute, levels in enumerate(shown.T):
+        np.add.at(count[attribute], (segment, levels), 1)
+    for i, j in rng.integers(len(shown), size=(proposals * len(shown), 2)):
+        p, q = segment[i], segment[j]
+        differ = np.flatnonzero(shown[i] != shown[j])
+        a, b = shown[i, differ], shown[j, differ]
+        gain = (count[differ, p, a] - count[differ, p, b] + count[differ, q, b] - count[differ, q, a] - 2).sum()
+        if p != q and gain > 0:
+            for at, lost, won in ((p, a, b), (q, b, a)):
+                count[differ, at, lost] -= 1
+                count[differ, at, won] += 1
+            shown[[i, j]] = shown[[j, i]]
 
 
 def clip_attributes(shots: list[Shot]) -> np.ndarray:
@@ -190,8 +220,16 @@ def clip_attributes(shots: list[Shot]) -> np.ndarray:
 
 def film(shots: list[Shot], size: int, rate: float = FILM_RATE) -> np.ndarray:
     """All frames of a segment at `rate` frames a second, uint8 (frames, size, size, 3)."""
-    frames = round(CLIP_SECONDS * rate)
-    return np.concatenate([render(s.scene, np.arange(s.length * frames) / rate, size) for s in shots])
+    return np.concatenate(
+        [_frames(s.scene, np.arange(round(s.length * CLIP_SECONDS * rate)) / rate, size) for s in shots]
+    )
+
+
+def _frames(scene: Scene, times: np.ndarray, size: int) -> np.ndarray:
+    """The same as `render`, which puts objects on whole pixels: only frames that differ are rendered."""
+    place = np.round(centre(scene, times) * size / FRAME)
+    _, first, of = np.unique(place, axis=0, return_index=True, return_inverse=True)
+    return render(scene, times[first], size)[of.ravel()]
 
 
 def write_movie(path: Path, shots: list[Shot], size: int) -> Path:
