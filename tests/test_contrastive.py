@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nfx.data import Split, SubjectData, split, windows
+from nfx.data.targets import TextHead
 from nfx.encoder import (
     FMRIEncoder,
     contrastive_loss,
@@ -16,12 +17,14 @@ from nfx.encoder import (
     temporal_interpolation,
     train_encoder,
 )
-from nfx.encoder.contrastive import ContrastiveModel, clip_embedding, draw_frame, pooled
+from nfx.encoder.contrastive import ContrastiveModel, clip_embedding, draw_frame, start_as_text
 from nfx.files import save_arrays, write_manifest
 from nfx.profile import load_profile
 
 ENCODER = {"patch_size": 8, "dim": 32, "depth": 1, "heads": 4, "tokens": 4, "token_dim": 8}
 ROWS = load_profile("demo").rows
+PROJECTION = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(3)))[0]
+HEAD = TextHead(torch.full((8,), 1.5), torch.full((8,), 0.1), PROJECTION)
 
 
 def encoder(voxels=40):
@@ -39,7 +42,7 @@ def test_equations_2_and_3(number):
     """The loss of one batched pass against the equations written out, one encoder call per term."""
     model, (bold, text, image), row = encoder(), batch(), ROWS[number]
     parts = contrastive_loss(
-        model, bold, text, image, torch.tensor(math.log(0.07)), row, torch.Generator().manual_seed(2)
+        model, bold, text, image, torch.tensor(math.log(0.07)), row, PROJECTION, torch.Generator().manual_seed(2)
     )
     generator = torch.Generator().manual_seed(2)
     v = model.tokenize(bold)
@@ -47,7 +50,7 @@ def test_equations_2_and_3(number):
     v_tem = temporal_interpolation(v, row.temporal_ratio, generator)
 
     def e_f(v):
-        return pooled(model.encode(v))
+        return model.encode(v).mean(1) @ PROJECTION.T
 
     expected = {
         "spatial": info_nce(e_f(v), e_f(v_spa), 0.07),
@@ -68,23 +71,33 @@ def test_equations_2_and_3(number):
 
 def test_row_0_is_the_embedding_loss_alone():
     model, (bold, text, image) = encoder(), batch()
-    parts = contrastive_loss(model, bold, text, image, torch.tensor(-2.0), ROWS[0])
+    parts = contrastive_loss(model, bold, text, image, torch.tensor(-2.0), ROWS[0], PROJECTION)
     assert parts["spatial"] == parts["temporal"] == 0
     assert torch.equal(parts["loss"], parts["text"] + parts["image"])
     one_frame = FMRIEncoder(40, 1, **ENCODER)  # nothing to interpolate: row 0 works, row 1 says why it cannot
-    contrastive_loss(one_frame, bold[:, :1], text, image, torch.tensor(-2.0), ROWS[0])
+    contrastive_loss(one_frame, bold[:, :1], text, image, torch.tensor(-2.0), ROWS[0], PROJECTION)
     with pytest.raises(ValueError, match="window of 1"):
-        contrastive_loss(one_frame, bold[:, :1], text, image, torch.tensor(-2.0), ROWS[1])
+        contrastive_loss(one_frame, bold[:, :1], text, image, torch.tensor(-2.0), ROWS[1], PROJECTION)
 
 
 def test_temperature_learns_and_is_clipped_at_a_hundredth():
-    model, (bold, text, image) = ContrastiveModel(encoder(), 0.07), batch()
-    contrastive_loss(model.encoder, bold, text, image, model.log_temperature, ROWS[1])["loss"].backward()
+    model, (bold, text, image) = ContrastiveModel(encoder(), 0.07, PROJECTION), batch()
+    contrastive_loss(model.encoder, bold, text, image, model.log_temperature, ROWS[1], model.projection)[
+        "loss"
+    ].backward()
     assert model.log_temperature.grad.abs() > 0
     assert model.log_temperature.exp().item() == pytest.approx(0.07)
     model.log_temperature.data.fill_(-10)
     model.clip_temperature()
     assert model.log_temperature.exp().item() == pytest.approx(0.01)
+
+
+def test_tokens_start_with_the_scale_of_text_states():
+    model = encoder()
+    start_as_text(model, HEAD.norm_weight, HEAD.norm_bias)
+    tokens = model(batch()[0])
+    torch.testing.assert_close(tokens.mean(-1), torch.full(tokens.shape[:-1], 0.1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(tokens.std(-1, correction=0), torch.full(tokens.shape[:-1], 1.5), atol=1e-3, rtol=0)
 
 
 def test_each_clip_draws_its_own_frame():
@@ -99,17 +112,19 @@ def test_clip_embedding_does_not_weigh_frames_by_length():
 
 def test_embed_leaves_the_mode_and_does_not_depend_on_the_batch():
     model, bold = encoder().train(), batch(7)[0].numpy()
-    torch.testing.assert_close(embed(model, bold, 3), embed(model, bold, 100), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        embed(model, bold, PROJECTION, 3), embed(model, bold, PROJECTION, 100), rtol=1e-4, atol=1e-5
+    )
     assert model.training
 
 
 def test_retrieval_scores_compare_equally_many_clips():
     model, bold = encoder(), batch(30)[0].numpy()
-    image = embed(model, bold)[:, None].numpy().repeat(6, axis=1)
+    image = embed(model, bold, PROJECTION)[:, None].numpy().repeat(6, axis=1)
     training, validation = (bold[:20], image[:20]), (bold[20:], image[20:])
-    scores = retrieval_scores(model, training, validation)
+    scores = retrieval_scores(model, training, validation, PROJECTION)
     assert scores["train_top1"] == scores["validation_top1"] == 1 and scores["chance_top1"] == 0.1
-    assert retrieval_scores(model, training, (bold[20:], image[:19:-1]))["validation_top1"] == 0
+    assert retrieval_scores(model, training, (bold[20:], image[:19:-1]), PROJECTION)["validation_top1"] == 0
 
 
 def toy_profile(steps=150):
@@ -150,6 +165,7 @@ def subject(tmp_path, monkeypatch):
     monkeypatch.setattr("nfx.paths.ROOT", tmp_path)
     monkeypatch.setattr(nfx.data, "load_subject", lambda profile, number: data)
     monkeypatch.setattr(nfx.data, "load_targets", lambda profile, *names: targets, raising=False)
+    monkeypatch.setattr("nfx.data.targets.text_head", lambda model: HEAD)
     return home
 
 
@@ -202,7 +218,7 @@ def test_sizes_that_do_not_fit_are_named(subject, monkeypatch):
 
     profile = toy_profile()
     wide = profile.model_copy(update={"encoder": profile.encoder.model_copy(update={"token_dim": 9})})
-    with pytest.raises(ValueError, match="8 .text. and 8 .image. dimensions.*token_dim.*is 9"):
+    with pytest.raises(ValueError, match="text states have 8 dimensions.*token_dim.*is 9"):
         train_encoder(wide, 1, 0)
     targets = {name: array[:-1] for name, array in nfx.data.load_targets(profile).items()}
     monkeypatch.setattr(nfx.data, "load_targets", lambda profile, *names: targets)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -111,6 +111,30 @@ def text_embeddings(captions: list[str], model: str) -> np.ndarray:
     clip = _frozen(CLIPTextModelWithProjection, model)
     tokenizer = AutoTokenizer.from_pretrained(paths.snapshot(model))
     return _stack(lambda tokens: clip(input_ids=tokens).text_embeds, _tokens(captions, tokenizer))
+
+
+class TextHead(NamedTuple):
+    """The end of CLIP's text encoder: its last LayerNorm and the projection to the joint space with images.
+
+    Attributes
+    ----------
+    norm_weight, norm_bias : float32 (hidden,)
+    projection : float32 (dim, hidden)
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    projection: Tensor
+
+
+def text_head(model: str) -> TextHead:
+    """The frozen end of CLIP's text encoder, through which the fMRI tokens are compared too (Section 3.1.3)."""
+    from transformers import CLIPTextModelWithProjection
+
+    weights = _frozen(CLIPTextModelWithProjection, model).cpu().state_dict()
+    ends = {name.rsplit("text_model.")[-1]: weight for name, weight in weights.items()}
+    norm = "final_layer_norm"
+    return TextHead(ends[f"{norm}.weight"], ends[f"{norm}.bias"], ends["text_projection.weight"])
 
 
 def text_states(captions: list[str], model: str) -> np.ndarray:

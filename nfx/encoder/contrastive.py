@@ -24,11 +24,12 @@ EVALUATIONS = 10  # times retrieval is scored during training
 
 
 class ContrastiveModel(nn.Module):
-    """The encoder and the one learnable temperature of all its losses, kept as a logarithm."""
+    """The encoder, the one learnable temperature of all its losses, kept as a logarithm, and CLIP's text projection."""
 
-    def __init__(self, encoder: FMRIEncoder, temperature: float) -> None:
+    def __init__(self, encoder: FMRIEncoder, temperature: float, projection: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
+        self.register_buffer("projection", projection, persistent=False)  # frozen, and CLIP's own to keep
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
     @torch.no_grad()
@@ -37,9 +38,26 @@ class ContrastiveModel(nn.Module):
         self.log_temperature.clamp_(min=math.log(SMALLEST_TEMPERATURE))
 
 
-def pooled(tokens: Tensor) -> Tensor:
-    """Mean over the tokens, what is compared with CLIP's projected embeddings: (batch, tokens, dim) to (batch, dim)."""
-    return tokens.mean(dim=1)
+def pooled(tokens: Tensor, projection: Tensor) -> Tensor:
+    """Mean over the tokens, through CLIP's frozen text projection: what is compared with CLIP's embeddings.
+
+    The UNet of phase 2 reads states of CLIP's text encoder, while text and image embeddings are compared in the joint
+    space, one frozen matrix further on. Pooling the fMRI tokens as if they were text states, with that same matrix,
+    teaches the encoder to write what the UNet reads. The paper does not say how the two spaces meet.
+
+    tokens (batch, tokens, token_dim), projection (dim, token_dim), to (batch, dim).
+    """
+    return tokens.mean(dim=1) @ projection.T
+
+
+@torch.no_grad()
+def start_as_text(encoder: FMRIEncoder, norm_weight: Tensor, norm_bias: Tensor) -> None:
+    """Give the tokens the scale and offset of CLIP's text states, whose last layer is a LayerNorm too.
+
+    norm_weight, norm_bias (token_dim,), of that LayerNorm; they train on.
+    """
+    encoder.head.norm.weight.copy_(norm_weight)
+    encoder.head.norm.bias.copy_(norm_bias)
 
 
 def draw_frame(frames: int, clips: int, generator: torch.Generator | None = None) -> Tensor:
@@ -54,6 +72,7 @@ def contrastive_loss(
     image_embedding: Tensor,
     log_temperature: Tensor,
     row: Row,
+    projection: Tensor,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Overall loss of phase 1, Eqs. 2 and 3: mu_spa L_spa + mu_tem L_tem + L_emb.
@@ -67,12 +86,14 @@ def contrastive_loss(
     ----------
     encoder : FMRIEncoder
     bold : Tensor of shape (batch, window, voxels)
-    text_embedding, image_embedding : Tensor of shape (batch, token_dim)
+    text_embedding, image_embedding : Tensor of shape (batch, dim)
         Projected CLIP embeddings of one frame of each clip and of its caption.
     log_temperature : scalar Tensor
     row : Row
         Row of Table 1: spatial_ratio, temporal_ratio, spatial_weight, temporal_weight; None switches a term off (row
         0: L_emb alone).
+    projection : Tensor of shape (dim, token_dim)
+        CLIP's text projection, see `pooled`.
     generator : torch.Generator, optional
 
     Returns
@@ -87,7 +108,8 @@ def contrastive_loss(
         views["spatial"] = spatial_mask(tokens, row.spatial_ratio, generator)
     if row.temporal_ratio is not None and row.temporal_weight is not None:
         views["temporal"] = temporal_interpolation(tokens, row.temporal_ratio, generator)
-    original, *augmented = pooled(encoder.encode(torch.cat([tokens, *views.values()]))).chunk(1 + len(views))
+    encoded = encoder.encode(torch.cat([tokens, *views.values()]))
+    original, *augmented = pooled(encoded, projection).chunk(1 + len(views))
     losses = {name: info_nce(original, view, temperature) for name, view in zip(views, augmented, strict=True)}
     losses["text"] = info_nce(original, text_embedding, temperature)
     losses["image"] = info_nce(original, image_embedding, temperature)
@@ -104,13 +126,15 @@ def contrastive_loss(
 
 
 @torch.no_grad()
-def embed(encoder: FMRIEncoder, windows: np.ndarray, batch_size: int = 128) -> Tensor:
-    """Pooled embeddings (clips, token_dim), on the CPU, of windows (clips, window, voxels), in evaluation mode."""
+def embed(encoder: FMRIEncoder, windows: np.ndarray, projection: Tensor, batch_size: int = 128) -> Tensor:
+    """Pooled embeddings (clips, dim), on the CPU, of windows (clips, window, voxels), in evaluation mode."""
     was_training, where = encoder.training, encoder.device
     encoder.eval()
     batches = (windows[start : start + batch_size] for start in range(0, len(windows), batch_size))
     vectors = [
-        pooled(encoder(torch.from_numpy(np.array(batch, dtype=np.float32)).to(where))).float().cpu()
+        pooled(encoder(torch.from_numpy(np.array(batch, dtype=np.float32)).to(where)), projection.to(where))
+        .float()
+        .cpu()
         for batch in batches
     ]
     encoder.train(was_training)
@@ -126,6 +150,7 @@ def retrieval_scores(
     encoder: FMRIEncoder,
     training: Examples,
     validation: Examples,
+    projection: Tensor,
 ) -> dict[str, float]:
     """Retrieval of a clip's image embedding among all validation clips and, beside it, among as many training clips.
 
@@ -136,6 +161,8 @@ def retrieval_scores(
         Windows (clips, window, voxels) and image embeddings (clips, frames, dim). As many training clips as there are
         validation clips are scored, the first ones: a contiguous block too (neighbouring clips share their scene and
         are confused), with the same chance level.
+    projection : Tensor of shape (dim, token_dim)
+        CLIP's text projection, see `pooled`.
 
     Returns
     -------
@@ -146,7 +173,7 @@ def retrieval_scores(
     parts = {"train": (training[0][:clips], training[1][:clips]), "validation": validation}
     scores = {}
     for name, (windows, images) in parts.items():
-        found = retrieval(embed(encoder, windows), clip_embedding(images))
+        found = retrieval(embed(encoder, windows, projection), clip_embedding(images))
         scores |= {f"{name}_top1": found["top1"], f"{name}_top5": found["top5"]}
     return scores | {"chance_top1": found["chance1"], "chance_top5": found["chance5"]}
 
@@ -179,6 +206,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
     ValueError
         If their sizes do not fit.
     """
+    from nfx.data.targets import text_head
     from nfx.files import finished, read_manifest, source_digest, write_manifest
     from nfx.paths import work
     from nfx.training import finish, train
@@ -211,10 +239,17 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         torch.manual_seed(profile.seed)  # for the new part of the head
         pretrained = FMRIEncoder.from_pretrained(work(profile, "pretraining", "encoder"))
         encoder = interpolate_encoder(pretrained, windows.shape[2], profile.data.window)
-    model = ContrastiveModel(encoder, settings.temperature)
+    head = text_head(profile.models.clip)
+    if head.projection.shape[1] != profile.encoder.token_dim:
+        raise ValueError(
+            f"CLIP's text states have {head.projection.shape[1]} dimensions, but encoder.token_dim of profile "
+            f"'{profile.name}' is {profile.encoder.token_dim}; the fMRI tokens take their place, so they must be equal"
+        )
+    start_as_text(encoder, head.norm_weight, head.norm_bias)
+    model = ContrastiveModel(encoder, settings.temperature, head.projection)
 
     def score(step: int) -> None:
-        record_scores(folder / "scores.csv", step, retrieval_scores(encoder, training, validation))
+        record_scores(folder / "scores.csv", step, retrieval_scores(encoder, training, validation, head.projection))
 
     def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         if step % math.ceil(settings.steps / EVALUATIONS) == 0:
@@ -224,7 +259,9 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         frame = draw_frame(image.shape[1], len(chosen), generator).numpy()
         arrays = windows[chosen], text[chosen, frame], image[chosen, frame]
         batch = [torch.from_numpy(array).to(model.log_temperature.device) for array in arrays]
-        values = contrastive_loss(model.encoder, *batch, model.log_temperature, augmentation, generator)
+        values = contrastive_loss(
+            model.encoder, *batch, model.log_temperature, augmentation, model.projection, generator
+        )
         return values | {"temperature": model.log_temperature.exp()}
 
     train(
@@ -252,11 +289,6 @@ def _examples(profile: Profile, subject: int, time_averaged: bool) -> tuple[Exam
         raise ValueError(
             f"subject {subject} has {clips} training volumes, but there are targets for {len(text)} clips (text) and "
             f"{len(image)} (image); expected one clip for each volume. Run notebook 01 again."
-        )
-    if {text.shape[2], image.shape[2]} != {profile.encoder.token_dim}:
-        raise ValueError(
-            f"CLIP's projected embeddings have {text.shape[2]} (text) and {image.shape[2]} (image) dimensions, but "
-            f"encoder.token_dim of profile '{profile.name}' is {profile.encoder.token_dim}; they must be equal"
         )
     average = time_average if time_averaged else np.asarray
     training, validation = (

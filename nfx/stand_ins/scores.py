@@ -151,12 +151,12 @@ CARDS = {
     "videomae": ("VideoMAEForVideoClassification", "VideoMAE on Kinetics-400", "videomae", ["videomae"]),
     "clip": ("CLIPModel", "CLIP ViT-L/14", "clip", ["clip"]),
     "blip": ("BlipForConditionalGeneration", "BLIP", "blip", ["blip"]),
-    "stable_diffusion": ("StableDiffusionPipeline", "Stable Diffusion v1-5", "vae, decoder, unet", ["vae", "text-to-image"]),
+    "stable_diffusion": ("StableDiffusionPipeline", "Stable Diffusion v1-5", "vae, unet", ["vae", "text-to-image"]),
 }
 
 
 def write_cards(scores: dict[str, float], folder: Path = SNAPSHOTS) -> None:
-    """A README.md in each snapshot: what it stands in for, data, seed, command, steps, and scores on held-out renders."""
+    """A README.md in each snapshot: what it stands in for, data, seed, command, and scores on held-out renders."""
     from nfx.stand_ins.train import LEARNING_RATE, SEED, STEPS
 
     for name, (kind, original, trained, prefixes) in CARDS.items():

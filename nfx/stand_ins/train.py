@@ -23,7 +23,7 @@ from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
 SEED = 7
 STEPS = {"vae": 3600, "decoder": 2400, "clip": 2400, "vit": 2000, "videomae": 1200, "blip": 1000, "unet": 5000}
 LEARNING_RATE = {"vae": 2e-3, "decoder": 1e-3, "clip": 1e-3, "vit": 1e-3, "videomae": 1e-3, "blip": 1e-3, "unet": 1e-3}
-PRECISION = {"vae": "bf16", "decoder": "bf16"}  # halves the autoencoder's time on a CPU; slows the small transformers and the UNet
+PRECISION = {"vae": "bf16", "decoder": "bf16"}  # halves the autoencoder's time on a CPU; slows the others
 POOL = 30_000  # renders whose latents the UNet is trained on
 
 
