@@ -47,10 +47,6 @@ set_up() {  # the environment, made again only when what it is made from has cha
       rm -rf .venv
       "$python" -m venv .venv || fail "$python cannot make a virtual environment (Debian: apt install python3.11-venv)"
     fi
-    if [[ $(uname -s) == Linux ]] && ! have_gpu; then  # the build without CUDA is a tenth of the size
-      .venv/bin/python -m pip install --quiet --retries 0 --timeout 15 -c constraints.txt torch \
-        --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple 2>/dev/null || true
-    fi
     .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]' ||
       fail "pip could not install what pyproject.toml lists; its message is above"
     printf '%s' "$wanted" > .venv/.stamp
