@@ -92,10 +92,11 @@ def test_temperature_learns_and_is_clipped_at_a_hundredth():
     assert model.log_temperature.exp().item() == pytest.approx(0.01)
 
 
-def test_tokens_start_with_the_scale_of_text_states():
+def test_tokens_start_alike_and_with_the_scale_of_text_states():
     model = encoder()
     start_as_text(model, HEAD.norm_weight, HEAD.norm_bias)
     tokens = model(batch()[0])
+    torch.testing.assert_close(tokens, tokens[:, :1].expand_as(tokens))
     torch.testing.assert_close(tokens.mean(-1), torch.full(tokens.shape[:-1], 0.1), atol=1e-4, rtol=0)
     torch.testing.assert_close(tokens.std(-1, correction=0), torch.full(tokens.shape[:-1], 1.5), atol=1e-3, rtol=0)
 
@@ -127,7 +128,7 @@ def test_retrieval_scores_compare_equally_many_clips():
     assert retrieval_scores(model, training, (bold[20:], image[:19:-1]), PROJECTION)["validation_top1"] == 0
 
 
-def toy_profile(steps=150):
+def toy_profile(steps=300):
     profile = load_profile("demo")
     return profile.model_copy(update={
         "name": "toy",
@@ -178,10 +179,10 @@ def test_training_learns_retrieval_and_is_reused(subject, capsys):
 
     scores = pd.read_csv(snapshot.parent / "scores.csv")
     first, last = scores.iloc[0], scores.iloc[-1]
-    assert (first["step"], last["step"], last["chance_top5"]) == (0, 150, 0.05)
+    assert (first["step"], last["step"], last["chance_top5"]) == (0, 300, 0.05)
     assert first["validation_top5"] < 0.15 and last["validation_top5"] > 0.3 and last["train_top5"] > 0.3
     curve = pd.read_csv(snapshot.parent / "curve.csv")
-    assert {"loss", "spatial", "temporal", "text", "image", "temperature"} <= set(curve.columns) and len(curve) == 150
+    assert {"loss", "spatial", "temporal", "text", "image", "temperature"} <= set(curve.columns) and len(curve) == 300
     assert curve["image"].tail(10).mean() < curve["image"].head(10).mean() - 0.5
 
     capsys.readouterr()

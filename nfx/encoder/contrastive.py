@@ -52,10 +52,14 @@ def pooled(tokens: Tensor, projection: Tensor) -> Tensor:
 
 @torch.no_grad()
 def start_as_text(encoder: FMRIEncoder, norm_weight: Tensor, norm_bias: Tensor) -> None:
-    """Give the tokens the scale and offset of CLIP's text states, whose last layer is a LayerNorm too.
+    """Let the fMRI tokens start as text states do: with their scale and offset, and all alike.
 
-    norm_weight, norm_bias (token_dim,), of that LayerNorm; they train on.
+    The contrastive losses see the mean of the tokens alone. Whatever differs between tokens at the start would stay,
+    and be noise to the UNet; alike, each of them is what the losses have aligned, and phase 2 lets them part.
+
+    norm_weight, norm_bias (token_dim,), of the LayerNorm in which CLIP's text encoder ends; they train on.
     """
+    encoder.head.mapper.weight.copy_(encoder.head.mapper.weight[:1].expand_as(encoder.head.mapper.weight).clone())
     encoder.head.norm.weight.copy_(norm_weight)
     encoder.head.norm.bias.copy_(norm_bias)
 
