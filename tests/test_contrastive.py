@@ -128,13 +128,13 @@ def test_retrieval_scores_compare_equally_many_clips():
     assert retrieval_scores(model, training, (bold[20:], image[:19:-1]), PROJECTION)["validation_top1"] == 0
 
 
-def toy_profile(steps=300):
+def toy_profile(steps=150):
     profile = load_profile("demo")
     return profile.model_copy(update={
         "name": "toy",
         "encoder": profile.encoder.model_copy(update=ENCODER),
         "data": profile.data.model_copy(update={"validation_segments": (5, 6)}),
-        "contrastive": profile.contrastive.model_copy(update={"steps": steps, "batch_size": 32, "learning_rate": 3e-3}),
+        "contrastive": profile.contrastive.model_copy(update={"steps": steps, "batch_size": 32, "learning_rate": 1e-2}),
         "training": profile.training.model_copy(update={"checkpoint_every": 20}),
     })  # fmt: skip
 
@@ -161,6 +161,7 @@ def subject(tmp_path, monkeypatch):
     home = tmp_path / "work" / "toy"
     save_arrays(home / "subject1", arrays, {})
     save_arrays(home / "targets", targets, {})
+    torch.manual_seed(0)
     FMRIEncoder(56, 1, **ENCODER).save_pretrained(home / "pretraining" / "encoder")
     write_manifest(home / "pretraining", {})
     monkeypatch.setattr("nfx.paths.ROOT", tmp_path)
@@ -179,10 +180,10 @@ def test_training_learns_retrieval_and_is_reused(subject, capsys):
 
     scores = pd.read_csv(snapshot.parent / "scores.csv")
     first, last = scores.iloc[0], scores.iloc[-1]
-    assert (first["step"], last["step"], last["chance_top5"]) == (0, 300, 0.05)
-    assert first["validation_top5"] < 0.15 and last["validation_top5"] > 0.3 and last["train_top5"] > 0.3
+    assert (first["step"], last["step"], last["chance_top5"]) == (0, 150, 0.05)
+    assert first["validation_top5"] < 0.15 and min(last["validation_top5"], last["train_top5"]) > 5 * last["chance_top5"]
     curve = pd.read_csv(snapshot.parent / "curve.csv")
-    assert {"loss", "spatial", "temporal", "text", "image", "temperature"} <= set(curve.columns) and len(curve) == 300
+    assert {"loss", "spatial", "temporal", "text", "image", "temperature"} <= set(curve.columns) and len(curve) == 150
     assert curve["image"].tail(10).mean() < curve["image"].head(10).mean() - 0.5
 
     capsys.readouterr()
@@ -191,7 +192,7 @@ def test_training_learns_retrieval_and_is_reused(subject, capsys):
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(subject, monkeypatch):
-    profile = toy_profile(steps=50)
+    profile = toy_profile(steps=200)
     weights = FMRIEncoder.from_pretrained(train_encoder(profile, 1, 0, time_averaged=True)).state_dict()
 
     averaged = subject / "encoder" / "subject1_row0_averaged"
