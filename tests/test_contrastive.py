@@ -181,7 +181,8 @@ def test_training_learns_retrieval_and_is_reused(subject, capsys):
     scores = pd.read_csv(snapshot.parent / "scores.csv")
     first, last = scores.iloc[0], scores.iloc[-1]
     assert (first["step"], last["step"], last["chance_top5"]) == (0, 150, 0.05)
-    assert first["validation_top5"] < 0.15 and min(last["validation_top5"], last["train_top5"]) > 5 * last["chance_top5"]
+    assert first["validation_top5"] < 0.15
+    assert min(last["validation_top5"], last["train_top5"]) > 5 * last["chance_top5"]
     curve = pd.read_csv(snapshot.parent / "curve.csv")
     assert {"loss", "spatial", "temporal", "text", "image", "temperature"} <= set(curve.columns) and len(curve) == 150
     assert curve["image"].tail(10).mean() < curve["image"].head(10).mean() - 0.5
@@ -192,7 +193,7 @@ def test_training_learns_retrieval_and_is_reused(subject, capsys):
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(subject, monkeypatch):
-    profile = toy_profile(steps=200)
+    profile = toy_profile(steps=50)
     weights = FMRIEncoder.from_pretrained(train_encoder(profile, 1, 0, time_averaged=True)).state_dict()
 
     averaged = subject / "encoder" / "subject1_row0_averaged"
