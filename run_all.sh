@@ -147,9 +147,10 @@ unit_tests() { pytest -q tests | tee "$report"; }
 run_tests() {
   local phases="" report
   report=$(mktemp)
-  phase "ruff" ruff check nfx tests notebooks workflow
+  phase "ruff" ruff check --quiet nfx tests notebooks workflow
   phase "unit tests" unit_tests
   phase "the demo" engine demo
+  phase "the demo's results" pytest -q tests/demo_results.py
   phase "notebooks" pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
   say "All passed in $(elapsed $SECONDS)"
   printf '%s' "$phases"

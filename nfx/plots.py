@@ -48,6 +48,17 @@ def set_style() -> None:
             "hatch.linewidth": 0.6,
         },
     )
+    _show_as_jpeg()
+
+
+def _show_as_jpeg() -> None:
+    """In a notebook, figures are shown as JPEG: of textured frames it is a fifth of the PNG. Saved files stay PNG."""
+    from IPython import get_ipython
+
+    if get_ipython() is not None:
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,0 +1,63 @@
+"""What the demo reached, against what it reached before: run after the demo, by `./run_all.sh test`.
+
+The references are of one machine. Kernels differ between processors, and a training carries the difference on; so trained
+scores are compared with the tolerances stated here, and what must hold anywhere is asked for as it is.
+`python tests/demo_results.py` writes the references again, after a change that is meant to move them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from nfx.evaluation.decoded import load_run
+from nfx.files import read_json, write_json
+from nfx.paths import figures
+from nfx.profile import load_profile
+
+REFERENCE = Path(__file__).parent / "demo_results.json"
+TOLERANCE = {"ssim": 0.03, "image_top1_1": 0.06, "video_top1_1": 0.06}  # about two standard errors over 160 clips
+REQUIRED_AUC = 0.9  # of the voxel choice
+PROFILE = load_profile("demo")
+FIGURES = ("figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_ablations")
+
+
+def measured() -> dict[str, float]:
+    """Mean test scores of the headline row, by subject and metric."""
+    scores = {subject: load_run(PROFILE, subject, PROFILE.headline_row).scores for subject in PROFILE.data.subjects}
+    return {
+        f"subject {subject}: {metric}": round(float(table.query("part == 'test'")[metric].mean()), 4)
+        for subject, table in scores.items()
+        for metric in TOLERANCE
+    }
+
+
+@pytest.mark.parametrize("name", read_json(REFERENCE) if REFERENCE.exists() else ["missing reference"])
+def test_score_is_near_its_reference(name):
+    expected = read_json(REFERENCE)[name]
+    assert measured()[name] == pytest.approx(expected, abs=TOLERANCE[name.split(": ")[1]])
+
+
+def test_decoding_exceeds_shuffled_pairings():
+    table = pd.read_csv(figures(PROFILE, "shuffled_pairings.csv"), comment="#")
+    p_values = table.filter(regex=r"^p")
+    assert len(table) and p_values.shape[1]
+    assert (p_values.iloc[:, 0] < 0.01).all(), table.to_string()
+
+
+def test_voxel_choice_finds_the_vertices_that_carry_a_signal():
+    auc = pd.read_csv(figures(PROFILE, "auc.csv"), comment="#", index_col="subject").iloc[:, 0]
+    assert len(auc) == len(PROFILE.data.subjects)
+    assert auc.min() >= REQUIRED_AUC, auc.to_string()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_there_in_both_formats(name):
+    for suffix in ("png", "pdf"):
+        assert figures(PROFILE, f"{name}.{suffix}").stat().st_size > 10_000
+
+
+if __name__ == "__main__":
+    write_json(REFERENCE, measured())
