@@ -1,7 +1,7 @@
 """What the demo reached, against what it reached before: run after the demo, by `./run_all.sh test`.
 
-The references are of one machine. Kernels differ between processors, and a training carries the difference on; so trained
-scores are compared with the tolerances stated here, and what must hold anywhere is asked for as it is.
+The references are of one machine. Kernels differ between processors, and a training carries the difference on; so
+trained scores are compared with the tolerances stated here, and what must hold anywhere is asked for as it is.
 `python tests/demo_results.py` writes the references again, after a change that is meant to move them.
 """
 

@@ -68,7 +68,7 @@ def test_what_the_code_imports_is_declared():
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module.split(".")[0])
     foreign = imported - set(sys.stdlib_module_names) - {"nfx"}
-    assert foreign <= {IMPORTED_AS.get(name, name) for name in declared()}
+    assert foreign <= {IMPORTED_AS.get(name, name.replace("-", "_")) for name in declared()}
 
 
 def test_environment_names_nothing_of_its_own():
