@@ -28,8 +28,8 @@ POOL = 30_000  # renders whose latents the UNet is trained on
 
 
 def main(names: list[str] | None = None) -> None:
-    """Train the named stand-ins, by default all, in an order in which each finds what it needs."""
-    for name in names or ["vae", "decoder", "clip", "unet", "vit", "videomae", "blip"]:
+    """Train the named stand-ins, by default all that are shipped, in an order in which each finds what it needs."""
+    for name in names or ["vae", "clip", "unet", "vit", "videomae", "blip"]:
         _TRAIN[name]()
 
 
@@ -112,7 +112,10 @@ def vae() -> None:
 
 
 def decoder() -> None:
-    """Train the decoder of the stand-in `vae` on, for sharper frames; its latents, which the UNet knows, stay."""
+    """Train the decoder of the stand-in `vae` on, for sharper frames; its latents, which the UNet knows, stay.
+
+    Not part of the shipped snapshots.
+    """
     from diffusers import AutoencoderKL
 
     folder = SNAPSHOTS / "stable_diffusion" / "vae"
