@@ -174,7 +174,7 @@ main() {
   lock
   case $command in
     test) run_tests; return ;;
-    stand-ins) python -m nfx.stand_ins.train "$@" ;;
+    stand-ins) python -m nfx.stand_ins.train "$@" && python -m nfx.stand_ins.scores ;;  # scores, cards, digests
     *) engine "$command" "$@" ;;
   esac
   say "Finished in $(elapsed $SECONDS)"
