@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss, mse_loss
+from torch.nn.functional import l1_loss, mse_loss, normalize
 
 from nfx.stand_ins import renders
 
@@ -26,15 +26,42 @@ def autoencoder_loss(model: nn.Module, step: int, generator: torch.Generator, ba
     """Absolute and squared error, an error of the image's gradients that keeps edges, and a small KL term."""
     seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
     pixels = renders.frames(batch, seed).pixels[:, 0]
-    # With a frozen encoder, as for the decoder's further training, there is nothing to differentiate in it.
-    with torch.set_grad_enabled(next(model.encoder.parameters()).requires_grad):
-        posterior = model.encode(pixels).latent_dist
+    posterior = model.encode(pixels).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator)
     decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
+    loss = pixel_error(decoded, pixels) + 1e-6 * posterior.kl().mean()
+    return {"loss": loss, "squared_error": mse_loss(decoded, pixels)}
+
+
+def decoder_loss(
+    model: nn.Module, vision: nn.Module, step: int, generator: torch.Generator, batch: int = 16
+) -> dict[str, Tensor]:
+    """The loss of the decoder alone: pixels, and features of another network, as in Stable Diffusion's autoencoder."""
+    seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
+    pixels = renders.frames(batch, seed).pixels[:, 0]
+    with torch.no_grad():
+        posterior = model.encode(pixels).latent_dist
+    # The UNet's latents are never quite those of an image; a little noise prepares the decoder for it.
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
+    features = perceptual_error(vision, decoded, pixels)
+    return {"loss": pixel_error(decoded, pixels) + 0.5 * features, "features": features}
+
+
+def pixel_error(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Absolute and squared error, and the absolute error of the image's gradients, which keeps edges."""
     edges = sum(l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (-1, -2))
-    squared = mse_loss(decoded, pixels)
-    loss = l1_loss(decoded, pixels) + squared + 0.5 * edges + 1e-6 * posterior.kl().mean()
-    return {"loss": loss, "squared_error": squared}
+    return l1_loss(decoded, pixels) + mse_loss(decoded, pixels) + 0.5 * edges
+
+
+def perceptual_error(vision: nn.Module, decoded: Tensor, pixels: Tensor) -> Tensor:
+    """Distance of normalised features, summed over the layers of a vision transformer (after Zhang et al. 2018)."""
+    with torch.no_grad():
+        wanted = vision(pixels, output_hidden_states=True).hidden_states[1:]
+    found = vision(decoded, output_hidden_states=True).hidden_states[1:]
+    return sum(
+        (normalize(a, dim=-1) - normalize(b, dim=-1)).square().sum(-1).mean() for a, b in zip(found, wanted, strict=True)
+    )
 
 
 def unet() -> nn.Module:
@@ -59,16 +86,28 @@ def scheduler():
 
 
 def unet_loss(
-    model: nn.Module, latents: Tensor, states: Tensor, alpha_bar: Tensor, generator: torch.Generator, batch: int = 64
+    model: nn.Module,
+    latents: Tensor,
+    states: Tensor,
+    ends: Tensor,
+    alpha_bar: Tensor,
+    generator: torch.Generator,
+    batch: int = 64,
 ) -> dict[str, Tensor]:
-    """Eq. 5 on single frames. latents (renders, 8, 8, 8); states (renders, tokens, 64), the last one of the empty text.
+    """Eq. 5 on single frames.
 
-    One caption in ten is replaced with the empty one, for classifier-free guidance.
+    One caption in ten is replaced with the empty one, for classifier-free guidance. Most of Stable Diffusion's 77 states
+    are padding and say what the sentence's end says, so that its UNet reads a whole sentence from any of them; of our 16
+    most are words. Half of the draws therefore are the state of the sentence's end, repeated.
+
+    latents (renders, 8, 8, 8); states (renders + 1, tokens, 64), the last one of the empty text; ends (renders + 1, 64).
     """
     rows = torch.randint(len(latents), (batch,), generator=generator)
     captions = torch.where(torch.rand(batch, generator=generator) < 0.1, len(states) - 1, rows)
+    padded = torch.rand(batch, generator=generator) < 0.5
+    conditions = torch.where(padded[:, None, None], ends[captions][:, None], states[captions])
     t = torch.randint(len(alpha_bar), (batch,), generator=generator)
     noise = torch.randn(batch, *latents.shape[1:], generator=generator)
     a = alpha_bar[t][:, None, None, None]
     noisy = a.sqrt() * latents[rows] + (1 - a).sqrt() * noise
-    return {"loss": mse_loss(model(noisy, t, states[captions]).sample.float(), noise)}
+    return {"loss": mse_loss(model(noisy, t, conditions).sample.float(), noise)}

@@ -106,6 +106,23 @@ def blip(vocabulary: int) -> nn.Module:
     return BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
+@torch.no_grad()
+def start_as_vit(vision: nn.Module, vit: nn.Module) -> None:
+    """Copy a ViT's weights into BLIP's image encoder of the same size."""
+    vision.embeddings.class_embedding.copy_(vit.embeddings.cls_token)
+    vision.embeddings.position_embedding.copy_(vit.embeddings.position_embeddings)
+    vision.embeddings.patch_embedding.load_state_dict(vit.embeddings.patch_embeddings.projection.state_dict())
+    for mine, its in zip(vision.encoder.layers, vit.layers, strict=True):
+        heads = [its.attention.q_proj, its.attention.k_proj, its.attention.v_proj]
+        mine.self_attn.qkv.weight.copy_(torch.cat([head.weight for head in heads]))
+        mine.self_attn.qkv.bias.copy_(torch.cat([head.bias for head in heads]))
+        mine.self_attn.projection.load_state_dict(its.attention.o_proj.state_dict())
+        mine.layer_norm1.load_state_dict(its.layernorm_before.state_dict())
+        mine.layer_norm2.load_state_dict(its.layernorm_after.state_dict())
+        mine.mlp.load_state_dict(its.mlp.state_dict())
+    vision.post_layernorm.load_state_dict(vit.layernorm.state_dict())
+
+
 def blip_loss(model: nn.Module, tokenizer, step: int, generator: torch.Generator, batch: int = 64) -> dict[str, Tensor]:
     """Next-word cross-entropy of the caption given one frame."""
     seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))

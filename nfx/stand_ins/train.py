@@ -21,24 +21,35 @@ from nfx.data.simulator.scenes import caption
 from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
 
 SEED = 7
-STEPS = {"vae": 3600, "decoder": 2400, "clip": 2400, "vit": 2000, "videomae": 1200, "blip": 1000, "unet": 5000}
-LEARNING_RATE = {"vae": 2e-3, "decoder": 1e-3, "clip": 1e-3, "vit": 1e-3, "videomae": 1e-3, "blip": 1e-3, "unet": 1e-3}
+# Rounds of (steps, peak learning rate), each a cosine with its own warm-up: a round that is added later goes on from the
+# weights of those before.
+ROUNDS = {
+    "vae": [(3600, 2e-3)],
+    "decoder": [(2400, 1e-3)],
+    "clip": [(2400, 1e-3)],
+    "unet": [(5000, 1e-3), (5000, 1e-3)],
+    "vit": [(2000, 1e-3)],
+    "videomae": [(1200, 1e-3), (1800, 1e-3)],
+    "blip": [(2500, 1e-3)],
+}
 PRECISION = {"vae": "bf16", "decoder": "bf16"}  # halves the autoencoder's time on a CPU; slows the others
 POOL = 30_000  # renders whose latents the UNet is trained on
 
 
 def main(names: list[str] | None = None) -> None:
     """Train the named stand-ins, by default all that are shipped, in an order in which each finds what it needs."""
-    for name in names or ["vae", "clip", "unet", "vit", "videomae", "blip"]:
+    for name in names or ["vae", "clip", "decoder", "unet", "vit", "videomae", "blip"]:
         _TRAIN[name]()
 
 
 def _fit(name: str, model: nn.Module, loss: Callable, seed: int = SEED) -> nn.Module:
-    torch.manual_seed(seed)
-    training.train(
-        model, loss, steps=STEPS[name], learning_rate=LEARNING_RATE[name], seed=seed, folder=work(name),
-        warmup=100, weight_decay=0.01, precision=PRECISION.get(name, "no"), checkpoint_every=500, description=name,
-    )  # fmt: skip
+    for number, (steps, learning_rate) in enumerate(ROUNDS[name]):
+        torch.manual_seed(seed + 100 * number)
+        training.train(
+            model, loss, steps=steps, learning_rate=learning_rate, seed=seed + 100 * number,
+            folder=work(name) if number == 0 else work(name) / f"round{number + 1}", warmup=100, weight_decay=0.01,
+            precision=PRECISION.get(name, "no"), checkpoint_every=500, description=name,
+        )  # fmt: skip
     return model.eval()
 
 
@@ -90,11 +101,14 @@ def clip() -> None:
 
 
 def blip() -> None:
-    from transformers import BlipImageProcessorPil
+    """Needs the stand-in `vit`: BLIP's image encoder starts as a ViT (Li et al. 2022, Section 4.1)."""
+    from transformers import BlipImageProcessorPil, ViTForImageClassification
 
     tokenizer = language.bert_tokenizer(SNAPSHOTS / "blip")
     torch.manual_seed(SEED)
     model = language.blip(len(tokenizer))
+    trained = ViTForImageClassification.from_pretrained(SNAPSHOTS / "vit", dtype=torch.float32)
+    language.start_as_vit(model.vision_model, trained.vit)
     _fit("blip", model, lambda m, step, g: language.blip_loss(m, tokenizer, step, g))
     save(model, SNAPSHOTS / "blip")
     BlipImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(
@@ -112,17 +126,20 @@ def vae() -> None:
 
 
 def decoder() -> None:
-    """Train the decoder of the stand-in `vae` on, for sharper frames; its latents, which the UNet knows, stay.
+    """Train the decoder of the stand-in `vae` on, for objects that are recognised; its latents stay as they are.
 
-    Not part of the shipped snapshots.
+    Needs the stand-in `clip`, whose image tower is the perceptual part of the loss. The judge, `vit`, has no part in it.
     """
     from diffusers import AutoencoderKL
+    from transformers import CLIPVisionModel
 
     folder = SNAPSHOTS / "stable_diffusion" / "vae"
     model = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    save(_fit("decoder", model, generation.autoencoder_loss, seed=SEED + 1), folder)
+    vision = CLIPVisionModel.from_pretrained(SNAPSHOTS / "clip", dtype=torch.float32).requires_grad_(False)
+    _fit("decoder", model, lambda m, step, g: generation.decoder_loss(m, vision, step, g), seed=SEED + 1)
+    save(model, folder)
 
 
 def unet() -> None:
@@ -133,14 +150,14 @@ def unet() -> None:
     target = SNAPSHOTS / "stable_diffusion"
     text_encoder = CLIPTextModel.from_pretrained(SNAPSHOTS / "clip", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(SNAPSHOTS / "clip")
-    latents, states = _pool(
+    latents, states, ends = _pool(
         AutoencoderKL.from_pretrained(target / "vae", torch_dtype=torch.float32), text_encoder, tokenizer
     )
     scheduler = generation.scheduler()
     alpha_bar = scheduler.alphas_cumprod
     torch.manual_seed(SEED)
     model = generation.unet()
-    _fit("unet", model, lambda m, step, g: generation.unet_loss(m, latents, states, alpha_bar, g))
+    _fit("unet", model, lambda m, step, g: generation.unet_loss(m, latents, states, ends, alpha_bar, g))
     save(model, target / "unet")
     save(text_encoder, target / "text_encoder")
     tokenizer.save_pretrained(target / "tokenizer")
@@ -162,8 +179,9 @@ def _pixels(count: int, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _pool(vae: nn.Module, text_encoder: nn.Module, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of POOL renders (POOL, 8, 8, 8); their captions' states (POOL + 1, tokens, dim), the empty one last."""
+def _pool(vae: nn.Module, text_encoder: nn.Module, tokenizer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents of POOL renders (POOL, 8, 8, 8); states of their captions (POOL + 1, tokens, dim) and of the captions'
+    ends (POOL + 1, dim), those of the empty caption last."""
     latents, sentences = [], []
     for i in range(POOL // 100):
         drawn = renders.frames(100, renders.HELD_OUT // 2 + 1000 + i)
@@ -174,8 +192,8 @@ def _pool(vae: nn.Module, text_encoder: nn.Module, tokenizer) -> tuple[torch.Ten
     unique, index = np.unique([*sentences, ""], return_inverse=True)
     tokens = tokenizer(list(unique), padding="max_length", max_length=language.TOKENS, return_tensors="pt")
     states = text_encoder(tokens.input_ids).last_hidden_state
-    empty = int(index[-1])
-    return torch.cat(latents), states[torch.tensor([*index[:-1], empty])]
+    ends = states[torch.arange(len(unique)), (tokens.input_ids == tokenizer.eos_token_id).int().argmax(-1)]
+    return torch.cat(latents), states[torch.from_numpy(index)], ends[torch.from_numpy(index)]
 
 
 _TRAIN = {"vae": vae, "decoder": decoder, "clip": clip, "unet": unet, "vit": vit, "videomae": videomae, "blip": blip}
