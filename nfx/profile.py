@@ -122,6 +122,7 @@ class Sampling(_Section):
     guidance: Annotated[float, Field(ge=0)]
     batch_size: Positive
     validation_clips: Positive | None
+    test_clips: Positive | None
 
 
 class Evaluation(_Section):

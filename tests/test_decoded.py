@@ -47,7 +47,7 @@ def profile(tmp_path, monkeypatch, classifiers):
             "stable_diffusion": "sd", "image_classifier": str(classifiers / "vit"),
             "video_classifier": str(classifiers / "videomae"),
         },
-        "sampling": {"steps": 2, "batch_size": 2, "validation_clips": 3},
+        "sampling": {"steps": 2, "batch_size": 2, "validation_clips": 3, "test_clips": None},
         "evaluation": {"n_way": 5, "trials": 20},
     }  # fmt: skip
     changed = {name: getattr(demo, name).model_copy(update=values) for name, values in changes.items()}
@@ -113,6 +113,18 @@ def test_a_run_decodes_spread_validation_clips_and_every_test_clip(profile):
         "part", "clip", "segment", "ssim", "image_top1_1", "image_top1_3", "video_top1_1", "video_top1_3",
     ]  # fmt: skip
     assert run.scores["part"].value_counts().to_dict() == {"validation": 3, "test": 10}
+
+
+def test_test_clips_are_spread_too_and_the_ceilings_decode_the_same_ones(profile):
+    few = profile.model_copy(update={"sampling": profile.sampling.model_copy(update={"test_clips": 4})})
+    wanted = [0, 3, 6, 9]
+    decoded.decode_run(few, 1, 10)
+    decoded.decode_captions(few)
+    decoded.autoencoder_ceiling(few)
+    shown = load_arrays(paths.work(few, "stimuli"))["test_clips"][wanted]
+    for run in (decoded.load_run(few, 1, 10), decoded.load_captions_run(few), decoded.load_autoencoder_run(few)):
+        assert run.test.clip.tolist() == wanted
+        np.testing.assert_array_equal(run.test.truth, shown)
 
 
 def test_a_run_is_what_decode_gives_for_the_windows_of_the_clips(profile):

@@ -33,7 +33,7 @@ CHANGES = {
     "contrastive": {"steps": 4, "batch_size": 8},
     "stage_one": {"steps": 3, "batch_size": 2},
     "stage_two": {"steps": 3, "batch_size": 2},
-    "sampling": {"steps": 2, "batch_size": 4, "validation_clips": 6},
+    "sampling": {"steps": 2, "batch_size": 4, "validation_clips": 6, "test_clips": None},
     "evaluation": {"n_way": 5, "trials": 10},
     "training": {"checkpoint_every": 2},
     "averaged_subjects": [2],

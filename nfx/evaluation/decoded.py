@@ -64,7 +64,7 @@ def run_folder(profile: Profile, subject: int, row: int, time_averaged: bool = F
 def decode_run(profile: Profile, subject: int, row: int, time_averaged: bool = False) -> Path:
     """Decode a subject's validation and test clips with the decoder of a row, and score them (Sections 4.1 and 5).
 
-    Of the validation clips as many as `profile.sampling.validation_clips` are taken, evenly spaced; all test clips are.
+    Of the validation and of the test clips as many as `profile.sampling` says are taken, evenly spaced.
     Decoding goes on after an interruption from its last finished block of clips, and is not repeated when only the
     scoring changes.
 
@@ -83,10 +83,13 @@ def decode_run(profile: Profile, subject: int, row: int, time_averaged: bool = F
 
     folder, sampling = run_folder(profile, subject, row, time_averaged), profile.sampling
     data = load_subject(profile, subject)
-    chosen = evenly_spaced(len(data.validation.clip), sampling.validation_clips)
+    chosen = {
+        "validation": evenly_spaced(len(data.validation.clip), sampling.validation_clips),
+        "test": evenly_spaced(len(data.test.clip), sampling.test_clips),
+    }
     average = time_average if time_averaged else np.asarray
-    windows = {"validation": average(data.validation.fmri[chosen]), "test": average(data.test.fmri)}
-    clips = {"validation": data.validation.clip[chosen], "test": data.test.clip}
+    windows = {part: average(getattr(data, part).fmri[index]) for part, index in chosen.items()}
+    clips = {part: getattr(data, part).clip[index] for part, index in chosen.items()}
     # The number that a clip's noise is drawn from; test clips are counted after the training clips.
     films = len(data.train.clip) + len(data.validation.clip)
     numbers = {"validation": clips["validation"], "test": films + clips["test"]}
@@ -94,7 +97,7 @@ def decode_run(profile: Profile, subject: int, row: int, time_averaged: bool = F
         "pipeline": files.identity(folder / "pipeline"),
         "fmri": files.identity(paths.work(profile, f"subject{subject}"), "train_fmri", "test_fmri"),
         "time_averaged": time_averaged,
-        "validation_clips": clips["validation"],
+        "clips": clips,
         **_sampling_facts(profile),
     }
     # Models are loaded when they are first asked for: a finished run needs none.
@@ -118,7 +121,7 @@ def load_run(profile: Profile, subject: int, row: int, time_averaged: bool = Fal
 
 
 def decode_captions(profile: Profile) -> Path:
-    """Decode the test clips from their true captions instead of fMRI: the oracle of the semantics.
+    """Decode the test clips of `decode_run` from their true captions instead of fMRI: the oracle of the semantics.
 
     Stage one's UNet for the headline row's beta is conditioned on the text encoder's states of the caption: the
     simulator's own where there is one, BLIP's caption of the third frame otherwise. Noise, steps and guidance are those
@@ -133,7 +136,9 @@ def decode_captions(profile: Profile) -> Path:
 
     beta = profile.row(profile.headline_row).beta
     stage_one = paths.work(profile, "stage1", f"beta_{'none' if beta is None else beta}")
-    sentences = true_captions(profile, "test")
+    shown = true_captions(profile, "test")
+    chosen = evenly_spaced(len(shown), profile.sampling.test_clips)
+    sentences = [shown[clip] for clip in chosen]
     captions = sorted(set(sentences))
     facts = {
         "unet": files.identity(stage_one),
@@ -144,7 +149,7 @@ def decode_captions(profile: Profile) -> Path:
     states = cache(lambda: text_states([*captions, ""], profile.models.stable_diffusion))
     pipeline = cache(lambda: _caption_pipeline(profile, stage_one / "unet", beta or 0.0))
     row_of = np.array([captions.index(sentence) for sentence in sentences])
-    numbers = len(_clips_of(profile, "train")) + np.arange(len(sentences))
+    numbers = len(_clips_of(profile, "train")) + chosen
 
     def decoder(block: slice) -> np.ndarray:
         import torch
@@ -153,7 +158,7 @@ def decode_captions(profile: Profile) -> Path:
         return _decode(profile, pipeline(), numbers[block], condition=condition, null_condition=empty)
 
     folder = paths.work(profile, "decoder", "captions")
-    return _decode_and_score(profile, folder, {"test": np.arange(len(sentences))}, {"test": decoder}, facts)
+    return _decode_and_score(profile, folder, {"test": chosen}, {"test": decoder}, facts)
 
 
 def load_captions_run(profile: Profile) -> DecodedRun:
@@ -162,7 +167,7 @@ def load_captions_run(profile: Profile) -> DecodedRun:
 
 
 def autoencoder_ceiling(profile: Profile) -> Path:
-    """Encode and decode the test clips with the autoencoder alone: what no decoder through its latents can exceed.
+    """Encode and decode the test clips of `decode_run` with the autoencoder alone: what no decoder can exceed.
 
     Returns
     -------
@@ -172,6 +177,7 @@ def autoencoder_ceiling(profile: Profile) -> Path:
     from nfx.data.targets import decode_latents, load_targets
 
     latents = load_targets(profile, "test_latents")["test_latents"]
+    chosen = evenly_spaced(len(latents), profile.sampling.test_clips)
     facts = {
         "latents": files.identity(paths.work(profile, "targets"), "test_latents"),
         "stable_diffusion": model_digest(profile.models.stable_diffusion),
@@ -179,12 +185,12 @@ def autoencoder_ceiling(profile: Profile) -> Path:
     }
 
     def decoder(block: slice) -> np.ndarray:
-        part = latents[block]
+        part = latents[chosen[block]]
         frames = decode_latents(part.reshape(-1, *part.shape[2:]), profile.models.stable_diffusion)
         return frames.reshape(*part.shape[:2], *frames.shape[1:])
 
     folder = paths.work(profile, "decoder", "autoencoder")
-    return _decode_and_score(profile, folder, {"test": np.arange(len(latents))}, {"test": decoder}, facts)
+    return _decode_and_score(profile, folder, {"test": chosen}, {"test": decoder}, facts)
 
 
 def load_autoencoder_run(profile: Profile) -> DecodedRun:
