@@ -61,6 +61,49 @@ def test_one_step_of_training_reaches_every_parameter(build, loss):
     assert without == []
 
 
+def test_blip_starts_as_the_vit_it_is_given():
+    torch.manual_seed(0)
+    vit, blip = recognition.vit().vit.eval(), language.blip(30).vision_model.eval()
+    language.start_as_vit(blip, vit)
+    pixels = renders.frames(2, 3).pixels[:, 0]
+    with torch.no_grad():
+        wanted, found = vit(pixels).last_hidden_state, blip(pixels).last_hidden_state
+    torch.testing.assert_close(found, wanted, atol=0.02, rtol=0)  # their LayerNorms have other epsilons
+    assert wanted.std() > 0.5
+
+
+def test_the_perceptual_error_is_zero_for_the_same_frames_alone_and_reaches_the_decoder():
+    torch.manual_seed(0)
+    vision = language.clip(30).vision_model
+    pixels = renders.frames(4, 3).pixels[:, 0]
+    assert generation.perceptual_error(vision, pixels, pixels) == 0
+    assert generation.perceptual_error(vision, pixels.flip(0), pixels) > 0.01
+    model = generation.autoencoder()
+    generation.decoder_loss(model, vision, 0, torch.Generator().manual_seed(0), batch=2)["loss"].backward()
+    assert all(p.grad is not None for p in model.decoder.parameters())
+    assert all(p.grad is None for p in model.encoder.parameters())
+
+
+def test_half_of_the_unets_conditions_are_the_end_of_the_sentence():
+    seen = []
+
+    def model(noisy, t, conditions):
+        seen.append(conditions)
+        return type("Output", (), {"sample": noisy})
+
+    states = torch.arange(12.0).reshape(4, 3, 1).expand(4, 3, 2)  # caption c: 3c, 3c + 1, 3c + 2; the last one is empty
+    ends = 100 + torch.arange(4.0)[:, None].expand(4, 2)
+    alpha_bar = torch.linspace(0.99, 0.01, 10)
+    generator = torch.Generator().manual_seed(0)
+    generation.unet_loss(model, torch.zeros(3, 1, 2, 2), states, ends, alpha_bar, generator, batch=4000)
+    first = seen[0][:, 0, 0]
+    padded = first >= 100
+    assert abs(padded.float().mean() - 0.5) < 0.03
+    assert (seen[0][padded] == first[padded][:, None, None]).all()
+    empty = torch.where(padded, first == 103, first == 9)
+    assert abs(empty.float().mean() - 0.1) < 0.02
+
+
 def test_language_losses_fall_when_a_batch_is_learnt(tmp_path):
     torch.manual_seed(0)
     tokenizer = language.bert_tokenizer(tmp_path)

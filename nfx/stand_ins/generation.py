@@ -60,7 +60,8 @@ def perceptual_error(vision: nn.Module, decoded: Tensor, pixels: Tensor) -> Tens
         wanted = vision(pixels, output_hidden_states=True).hidden_states[1:]
     found = vision(decoded, output_hidden_states=True).hidden_states[1:]
     return sum(
-        (normalize(a, dim=-1) - normalize(b, dim=-1)).square().sum(-1).mean() for a, b in zip(found, wanted, strict=True)
+        (normalize(a, dim=-1) - normalize(b, dim=-1)).square().sum(-1).mean()
+        for a, b in zip(found, wanted, strict=True)
     )
 
 
@@ -96,11 +97,12 @@ def unet_loss(
 ) -> dict[str, Tensor]:
     """Eq. 5 on single frames.
 
-    One caption in ten is replaced with the empty one, for classifier-free guidance. Most of Stable Diffusion's 77 states
-    are padding and say what the sentence's end says, so that its UNet reads a whole sentence from any of them; of our 16
-    most are words. Half of the draws therefore are the state of the sentence's end, repeated.
+    One caption in ten is replaced with the empty one, for classifier-free guidance. Most of Stable Diffusion's 77
+    states are padding and say what the sentence's end says, so that its UNet reads a whole sentence from any of them;
+    of our 16 most are words. Half of the draws therefore are the state of the sentence's end, repeated.
 
-    latents (renders, 8, 8, 8); states (renders + 1, tokens, 64), the last one of the empty text; ends (renders + 1, 64).
+    latents (renders, 8, 8, 8); states (renders + 1, tokens, 64) and ends (renders + 1, 64), the last ones of the empty
+    text.
     """
     rows = torch.randint(len(latents), (batch,), generator=generator)
     captions = torch.where(torch.rand(batch, generator=generator) < 0.1, len(states) - 1, rows)

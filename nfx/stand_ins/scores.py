@@ -151,13 +151,15 @@ CARDS = {
     "videomae": ("VideoMAEForVideoClassification", "VideoMAE on Kinetics-400", "videomae", ["videomae"]),
     "clip": ("CLIPModel", "CLIP ViT-L/14", "clip", ["clip"]),
     "blip": ("BlipForConditionalGeneration", "BLIP", "blip", ["blip"]),
-    "stable_diffusion": ("StableDiffusionPipeline", "Stable Diffusion v1-5", "vae, unet", ["vae", "text-to-image"]),
-}
+    "stable_diffusion": (
+        "StableDiffusionPipeline", "Stable Diffusion v1-5", "vae, decoder, unet", ["vae", "text-to-image"]
+    ),
+}  # fmt: skip
 
 
 def write_cards(scores: dict[str, float], folder: Path = SNAPSHOTS) -> None:
     """A README.md in each snapshot: what it stands in for, data, seed, command, and scores on held-out renders."""
-    from nfx.stand_ins.train import LEARNING_RATE, SEED, STEPS
+    from nfx.stand_ins.train import ROUNDS, SEED
 
     for name, (kind, original, trained, prefixes) in CARDS.items():
         size = sum(f.stat().st_size for f in (folder / name).rglob("*.safetensors")) / 1e6
@@ -166,7 +168,8 @@ def write_cards(scores: dict[str, float], folder: Path = SNAPSHOTS) -> None:
             for key, value in scores.items()
             if key.startswith(tuple(prefixes))
         ]
-        steps = ", ".join(f"{t}: {STEPS[t]} steps, learning rate {LEARNING_RATE[t]:g}" for t in trained.split(", "))
+        rounds = [(part, steps, rate) for part in trained.split(", ") for steps, rate in ROUNDS[part]]
+        steps = ", ".join(f"{part}: {steps} steps, learning rate {rate:g}" for part, steps, rate in rounds)
         text = (
             f"""# {name}: a stand-in for {original}
 

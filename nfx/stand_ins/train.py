@@ -21,8 +21,8 @@ from nfx.data.simulator.scenes import caption
 from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
 
 SEED = 7
-# Rounds of (steps, peak learning rate), each a cosine with its own warm-up: a round that is added later goes on from the
-# weights of those before.
+# Rounds of (steps, peak learning rate), each a cosine with its own warm-up: a later round goes on from the weights of
+# those before. The first round of the UNet that is shipped was run before `unet_loss` repeated sentences' ends.
 ROUNDS = {
     "vae": [(3600, 2e-3)],
     "decoder": [(2400, 1e-3)],
@@ -128,7 +128,7 @@ def vae() -> None:
 def decoder() -> None:
     """Train the decoder of the stand-in `vae` on, for objects that are recognised; its latents stay as they are.
 
-    Needs the stand-in `clip`, whose image tower is the perceptual part of the loss. The judge, `vit`, has no part in it.
+    Needs the stand-in `clip`, whose image tower is the perceptual part of the loss; the judge, `vit`, has no part.
     """
     from diffusers import AutoencoderKL
     from transformers import CLIPVisionModel
