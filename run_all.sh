@@ -74,7 +74,8 @@ lock() {  # two runs in one folder would write the same files
 time_left() {  # passes the engine's lines on, and says after each finished step how long the rest may take
   local line begin=$SECONDS
   while IFS= read -r line; do
-    [[ $line == "Select jobs"* || $line == "Execute "*" jobs..." ]] && continue
+    [[ $line == "Select jobs"* || $line == "Execute "*" jobs..." || $line == "Reason: "* ]] && continue
+    [[ $line == "localrule all:" || $line =~ ^\ \ \ \ (input|jobid|reason|resources): ]] && continue
     printf '%s\n' "$line"
     if [[ $line =~ ^([0-9]+)\ of\ ([0-9]+)\ steps && ${BASH_REMATCH[1]} -lt ${BASH_REMATCH[2]} ]]; then
       local done=${BASH_REMATCH[1]} all=${BASH_REMATCH[2]} spent=$((SECONDS - begin))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nfx.encoder import FMRIEncoder, MaskedAutoencoder, dc_mae_loss, explained_variance, info_nce_one_way, pretrain
-from nfx.encoder.pretraining import random_mask, record_scores
+from nfx.encoder.pretraining import hold_out, linear_explained_variance, random_mask, record_scores
 from nfx.files import save_arrays
 from nfx.profile import load_profile
 
@@ -131,6 +131,21 @@ def test_pretraining_learns_is_saved_and_reused(recordings, capsys):
     pretrain(toy_profile(steps=200))
     assert "reused" in capsys.readouterr().out
     assert (snapshot / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == changed
+
+
+def test_linear_explained_variance_is_that_of_scikit_learns_ridge_regression():
+    from sklearn.linear_model import Ridge
+
+    training, held_out = hold_out(low_rank(voxels=59))
+    assert (len(training), len(held_out)) == (540, 60)
+    mask = random_mask(1, 8, 0.75, torch.Generator().manual_seed(3)).numpy()[0].repeat(8)[:59]
+    ridge = Ridge(alpha=540, fit_intercept=False).fit(training[:, ~mask], training[:, mask])
+    predicted, wanted = ridge.predict(held_out[:, ~mask]).ravel(), held_out[:, mask].ravel()
+    found = linear_explained_variance(training, held_out, 0.75, 8, seed=3, masks=1)
+    assert found == pytest.approx(1 - np.mean((wanted - predicted) ** 2) / np.mean(wanted**2), abs=1e-4)
+    assert found > 0.3
+    noise = np.random.default_rng(0).normal(size=(600, 59))
+    assert linear_explained_variance(*hold_out(noise), 0.75, 8, seed=3) < 0.05
 
 
 def test_explained_variance_of_known_predictions():

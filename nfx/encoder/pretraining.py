@@ -134,6 +134,12 @@ def dc_mae_loss(
     }
 
 
+def hold_out(fmri: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split volumes (volumes, voxels) into those that are trained on and the last tenth, which is scored."""
+    first, last = np.split(fmri, [len(fmri) - max(1, round(HELD_OUT * len(fmri)))])
+    return first, last
+
+
 @torch.no_grad()
 def explained_variance(
     model: MaskedAutoencoder, bold: np.ndarray, mask_ratio: float, generator: torch.Generator, batch_size: int = 256
@@ -150,6 +156,28 @@ def explained_variance(
         total += batch[voxels].square().sum().item()
     model.train(was_training)
     return 1 - error / total
+
+
+def linear_explained_variance(
+    training: np.ndarray, held_out: np.ndarray, mask_ratio: float, patch_size: int, seed: int, masks: int = 5
+) -> float:
+    """`explained_variance` of ridge regression from the visible voxels to the masked ones: what the network must beat.
+
+    Fitted anew for each of `masks` random masks, with as many units of penalty as there are training volumes.
+
+    Parameters
+    ----------
+    training, held_out : arrays of shape (volumes, voxels), z-scored
+    """
+    voxels = training.shape[1]
+    shares = []
+    for mask in random_mask(masks, -(-voxels // patch_size), mask_ratio, torch.Generator().manual_seed(seed)).numpy():
+        hidden = mask.repeat(patch_size)[:voxels]
+        x, y = training[:, ~hidden], training[:, hidden]
+        weights = np.linalg.solve(x.T @ x + len(x) * np.eye(x.shape[1]), x.T @ y)
+        error = held_out[:, hidden] - held_out[:, ~hidden] @ weights
+        shares.append(1 - np.square(error).sum() / np.square(held_out[:, hidden]).sum())
+    return float(np.mean(shares))
 
 
 def pretrain(profile: Profile) -> Path:
@@ -183,7 +211,7 @@ def pretrain(profile: Profile) -> Path:
         return folder / "encoder"
 
     fmri = load_arrays(prepared, "fmri")["fmri"]
-    training, held_out = np.split(fmri, [len(fmri) - max(1, round(HELD_OUT * len(fmri)))])
+    training, held_out = hold_out(fmri)
     with torch.random.fork_rng():
         torch.manual_seed(profile.seed)
         encoder = FMRIEncoder(voxels=fmri.shape[1], window=1, **profile.encoder.model_dump())
