@@ -18,7 +18,8 @@ from nfx.paths import figures
 from nfx.profile import load_profile
 
 REFERENCE = Path(__file__).parent / "demo_results.json"
-TOLERANCE = {"ssim": 0.03, "image_top1_1": 0.06, "video_top1_1": 0.06}  # about two standard errors over 160 clips
+TOLERANCE = {"ssim": 0.03, "image_top1_1": 0.08, "video_top1_1": 0.08}  # about two standard errors over 160 clips
+REQUIRED_ACCURACY = {"image_top1_1": 0.15, "video_top1_1": 0.10}  # 50-way, one correct class; chance is 0.02
 REQUIRED_AUC = 0.9  # of the voxel choice
 PROFILE = load_profile("demo")
 FIGURES = ("figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_ablations")
@@ -40,11 +41,23 @@ def test_score_is_near_its_reference(name):
     assert measured()[name] == pytest.approx(expected, abs=TOLERANCE[name.split(": ")[1]])
 
 
+@pytest.mark.parametrize("metric", REQUIRED_ACCURACY)
+def test_every_subject_is_decoded_as_well_as_is_asked_for(metric):
+    found = {name: value for name, value in measured().items() if name.endswith(metric)}
+    assert len(found) == len(PROFILE.data.subjects)
+    assert min(found.values()) >= REQUIRED_ACCURACY[metric], found
+
+
+def test_ssim_exceeds_that_of_permuted_pairs():
+    table = pd.read_csv(figures(PROFILE, "ssim_controls.csv"), comment="#")
+    assert len(table) == len(PROFILE.data.subjects)
+    assert (table["SSIM"] > table["permuted pairs"]).all() and (table["p"] < 0.01).all(), table.to_string()
+
+
 def test_decoding_exceeds_shuffled_pairings():
     table = pd.read_csv(figures(PROFILE, "shuffled_pairings.csv"), comment="#")
-    p_values = table.filter(regex=r"^p")
-    assert len(table) and p_values.shape[1]
-    assert (p_values.iloc[:, 0] < 0.01).all(), table.to_string()
+    assert len(table) == 4 * len(PROFILE.data.subjects)  # image and video, with one and with three correct classes
+    assert (table[["p", "p, blocks"]] < 0.01).all(axis=None), table.to_string()
 
 
 def test_voxel_choice_finds_the_vertices_that_carry_a_signal():
