@@ -22,12 +22,15 @@ from nfx.data.stimuli import read_clips
 from nfx.data.voxels import choose_voxels, grayordinate, hierarchy_order, networks, parcels, reproducibility
 from nfx.data.windows import split, time_average, windows
 
-# The targets need torch and transformers, the simulator is not needed for real data: found on first use.
+# The targets need torch and transformers, the simulator is not needed for real data: found on first use. The last two
+# are also commands, `python -m nfx.data.fetch` and `.inspection`, that Python warns about if they are imported before.
 _LATE = {
     "prepare_targets": "nfx.data.targets",
     "load_targets": "nfx.data.targets",
     "simulate_dataset": "nfx.data.simulator.writer",
     "simulate_recordings": "nfx.data.simulator.writer",
+    "check_dataset": "nfx.data.inspection",
+    "fetch_dataset": "nfx.data.fetch",
 }
 
 __all__ = [
@@ -35,8 +38,10 @@ __all__ = [
     "Run",
     "Split",
     "SubjectData",
+    "check_dataset",
     "choose_voxels",
     "clean_run",
+    "fetch_dataset",
     "grayordinate",
     "hierarchy_order",
     "list_runs",
