@@ -69,6 +69,11 @@ def test_tables(profile):
     assert "simulated" not in plots.save_table(table, profile, "table").read_text()
 
 
+def test_no_small_number_is_rounded_to_zero():
+    table = pd.DataFrame({"p": [0.0001, 0.0006, 0.0, -0.2]})
+    assert plots.markdown(table).splitlines()[2:] == ["| < 0.001 |", "| 0.001 |", "| 0.000 |", "| -0.200 |"]
+
+
 def test_film_strip_holds_the_frames():
     clip = clips()[0]
     strip = plots.film_strip(clip, gap=2)
