@@ -142,6 +142,8 @@ def save_table(table, profile: Profile, name: str, digits: int = 3) -> Path:
 
 def markdown(table, digits: int = 3) -> str:
     """A DataFrame as a Markdown table; floats are rounded, but no p-value to 0; what is missing is left empty."""
+    import pandas as pd
+
     least = 10.0**-digits
 
     def cell(value) -> str:
@@ -149,7 +151,7 @@ def markdown(table, digits: int = 3) -> str:
             return f"< {least:.{digits}f}"
         if isinstance(value, (float, np.floating)):
             return "" if np.isnan(value) else f"{value:.{digits}f}"
-        return "" if value is None else str(value).replace("|", "\\|")
+        return "" if value is None or value is pd.NA else str(value).replace("|", "\\|")
 
     flat = table.reset_index() if table.index.name or table.index.nlevels > 1 else table
     header = ["" if name == "index" else str(name) for name in flat.columns]

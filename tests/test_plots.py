@@ -69,6 +69,11 @@ def test_tables(profile):
     assert "simulated" not in plots.save_table(table, profile, "table").read_text()
 
 
+def test_missing_values_are_left_empty():
+    table = pd.DataFrame({"whole": pd.array([1, None], "Int64"), "real": [None, 0.5], "text": ["a|b", None]})
+    assert plots.markdown(table).splitlines()[2:] == ["| 1 |  | a\\|b |", "|  | 0.500 |  |"]
+
+
 def test_no_small_number_is_rounded_to_zero():
     table = pd.DataFrame({"p": [0.0001, 0.0006, 0.0, -0.2]})
     assert plots.markdown(table).splitlines()[2:] == ["| < 0.001 |", "| 0.001 |", "| 0.000 |", "| -0.200 |"]
