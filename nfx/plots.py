@@ -141,14 +141,14 @@ def save_table(table, profile: Profile, name: str, digits: int = 3) -> Path:
 
 
 def markdown(table, digits: int = 3) -> str:
-    """A DataFrame as a Markdown table; floats are rounded, but no p-value to 0; what is missing is left empty."""
+    """A DataFrame as a Markdown table; floats are rounded, but nothing small to 0; what is missing is left empty."""
     import pandas as pd
 
     least = 10.0**-digits
 
     def cell(value) -> str:
-        if isinstance(value, (float, np.floating)) and 0 < value < least / 2:
-            return f"< {least:.{digits}f}"
+        if isinstance(value, (float, np.floating)) and 0 < abs(value) < least / 2:
+            return f"< {least:.{digits}f}" if value > 0 else f"> {-least:.{digits}f}"
         if isinstance(value, (float, np.floating)):
             return "" if np.isnan(value) else f"{value:.{digits}f}"
         return "" if value is None or value is pd.NA else str(value).replace("|", "\\|")

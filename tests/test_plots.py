@@ -75,8 +75,8 @@ def test_missing_values_are_left_empty():
 
 
 def test_no_small_number_is_rounded_to_zero():
-    table = pd.DataFrame({"p": [0.0001, 0.0006, 0.0, -0.2]})
-    assert plots.markdown(table).splitlines()[2:] == ["| < 0.001 |", "| 0.001 |", "| 0.000 |", "| -0.200 |"]
+    table = pd.DataFrame({"p": [0.0001, 0.0006, 0.0, -0.0001]})
+    assert plots.markdown(table).splitlines()[2:] == ["| < 0.001 |", "| 0.001 |", "| 0.000 |", "| > -0.001 |"]
 
 
 def test_film_strip_holds_the_frames():
