@@ -238,6 +238,21 @@ def _code_of(text: str) -> str:
     return ast.dump(tree)
 
 
+def require_exact_weights(report: Mapping[str, Any], snapshot: str | os.PathLike[str], kind: str) -> None:
+    """ValueError unless all weights of a model of class `kind` were found in its snapshot, and no others.
+
+    Hugging Face's classes warn of the first and leave those weights at random; `report` is what their from_pretrained
+    returns with `output_loading_info=True`.
+    """
+    found = {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"]}
+    wrong = [f"{len(names)} {problem}, e.g. {min(map(str, names))}" for problem, names in found.items() if names]
+    if wrong:
+        raise ValueError(
+            f"{os.fspath(snapshot)} does not hold the weights of a {kind}: {'; '.join(wrong)}. The snapshot is damaged "
+            "or of another model or version: copy, download or make it again"
+        )
+
+
 def as_json(obj: Any) -> Any:
     """`obj` as it comes back from JSON: tuples become lists, keys text; for comparing with what was read."""
     return json.loads(json.dumps(obj, default=_plain))

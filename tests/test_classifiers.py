@@ -73,6 +73,24 @@ def test_scores_of_a_perfect_and_of_a_wrong_decoder(classifiers, clips):
     assert wrong["image_top1_3"][1] == pytest.approx(by_frame.mean())
 
 
+@pytest.mark.parametrize("damage", ["missing", "unexpected"])
+def test_a_snapshot_with_other_weights_is_named(classifiers, clips, tmp_path, damage):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(classifiers[0], broken)
+    weights = load_file(broken / "model.safetensors")
+    if damage == "missing":
+        del weights["classifier.weight"]
+    else:
+        weights["surplus"] = torch.zeros(1)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"broken does not hold the weights of a ViTFor.*1 {damage}"):
+        image_logits(clips[0], broken)
+
+
 def test_missing_snapshot_is_named(clips, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         image_logits(clips[0], tmp_path / "absent")

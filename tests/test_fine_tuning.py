@@ -56,6 +56,17 @@ def profile(tmp_path, monkeypatch):
     return profile
 
 
+def test_a_base_that_lacks_weights_is_refused_before_anything_is_trained(profile):
+    from safetensors.torch import load_file, save_file
+
+    file = paths.ROOT / "sd" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_in.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="sd does not hold the weights of a UNet2DConditionModel: 1 missing.*conv_in"):
+        stage_one(profile, None)
+
+
 def held_fixed(model, loss) -> float:
     """The loss over the same clips, steps and noise, whatever the model."""
     with torch.no_grad():

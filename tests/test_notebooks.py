@@ -123,8 +123,8 @@ def test_the_first_three_run_in_miniature_and_again_from_what_is_there(tmp_path)
             assert result.returncode == 0, result.stderr[-3000:]
     written = tmp_path / "work" / "tiny" / "decoder" / "subject1_row10"
     assert (written / "manifest.json").is_file() and (written / "scores.csv").is_file()
-    printed = [output.text for cell in cells(done) for output in cell.outputs if output.get("name") == "stdout"]
-    assert sum("reused" in text for text in printed) == 3  # both stages and the decoding
+    printed = ["".join(o.text for o in cell.outputs if o.get("name") == "stdout") for cell in cells(done)]
+    assert sum("reused" in text for text in printed) == 3  # cells: both stages and the decoding
     for path in NOTEBOOKS[:3]:
         for cell in cells(tmp_path / f"{path.stem}_again.ipynb"):
             assert not any("Warning" in output.get("text", "") for output in cell.outputs), cell.outputs

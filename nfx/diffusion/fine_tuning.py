@@ -23,7 +23,15 @@ from nfx import paths
 from nfx.diffusion.inflation import VideoUNet, inflate
 from nfx.diffusion.noise import add_noise, denoising_loss, dependent_noise, training_target
 from nfx.diffusion.pipeline import NeuralFlixPipeline, check_weights
-from nfx.files import finished, load_arrays, read_manifest, sha256, source_digest, write_manifest
+from nfx.files import (
+    finished,
+    load_arrays,
+    read_manifest,
+    require_exact_weights,
+    sha256,
+    source_digest,
+    write_manifest,
+)
 from nfx.training import Loss, finish, train
 
 if TYPE_CHECKING:
@@ -169,7 +177,11 @@ def stage_one(profile: Profile, beta: float | None) -> Path:
         from nfx.data.targets import text_states
 
         base = paths.snapshot(profile.models.stable_diffusion)
-        unet = inflate(UNet2DConditionModel.from_pretrained(base, subfolder="unet", torch_dtype=torch.float32))
+        image_unet, report = UNet2DConditionModel.from_pretrained(
+            base, subfolder="unet", torch_dtype=torch.float32, output_loading_info=True
+        )
+        require_exact_weights(report, base, "UNet2DConditionModel")
+        unet = inflate(image_unet)
         trainable_parameters(unet)
         targets = load_arrays(paths.work(profile, "targets"), "train_latents", "train_caption", "caption_tokens")
         training = _training_clips(profile, len(targets["train_latents"]))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
+
+from nfx.files import require_exact_weights
 
 
 def sin_cos_positions(count: int, dim: int) -> Tensor:
@@ -160,6 +163,14 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         self.head = Head(window * self.patches, dim, tokens, token_dim)
         self.register_buffer("positions", sin_cos_positions(self.patches, dim))
         _initialise(self.embed)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> FMRIEncoder:
+        """Load a snapshot, as in diffusers, but refuse one whose weights are not exactly those of this model."""
+        wanted = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        require_exact_weights(report, pretrained_model_name_or_path, cls.__name__)
+        return (model, report) if wanted else model
 
     def tokenize(self, bold: Tensor) -> Tensor:
         """Patch embedding: (batch, window, voxels) to tokens v_t (batch, window, patches, dim), before positions."""

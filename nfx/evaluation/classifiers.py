@@ -30,7 +30,7 @@ def image_logits(frames: np.ndarray, folder: str | Path, batch_size: int = 64) -
 
     if frames.dtype != np.uint8 or frames.ndim != 4:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}, expected uint8 (frames, height, width, 3)")
-    model = _load(ViTForImageClassification, folder)
+    model = _load_model(ViTForImageClassification, folder)
     processor = _load(ViTImageProcessorPil, folder)
     return _logits(model, lambda part: processor(list(part), return_tensors="pt")["pixel_values"], frames, batch_size)
 
@@ -54,7 +54,7 @@ def video_logits(clips: np.ndarray, folder: str | Path, batch_size: int = 16) ->
     if clips.dtype != np.uint8 or clips.ndim != 5:
         raise ValueError(f"clips are {clips.dtype} {clips.shape}, expected uint8 (clips, frames, height, width, 3)")
     # VideoMAE's position codes are computed, not learnt: another number of frames needs no new weights.
-    model = _load(VideoMAEForVideoClassification, folder, num_frames=clips.shape[1])
+    model = _load_model(VideoMAEForVideoClassification, folder, num_frames=clips.shape[1])
     processor = _load(VideoMAEImageProcessorPil, folder)
 
     def pixels(part: np.ndarray) -> torch.Tensor:
@@ -100,6 +100,15 @@ def score_clips(
         scores[f"image_top1_{correct}"] = by_frame.reshape(clips, frames).mean(axis=1)
         scores[f"video_top1_{correct}"] = n_way_top_k(*video, n_way, top_k, trials, correct, seed)
     return pd.DataFrame(scores)[list(SCORES)]
+
+
+def _load_model(cls, folder: str | Path, **config):
+    """As `_load`; ValueError if the snapshot lacks weights or holds others: random ones would judge at random."""
+    from nfx.files import require_exact_weights
+
+    model, report = _load(cls, folder, output_loading_info=True, **config)
+    require_exact_weights(report, folder, cls.__name__)
+    return model
 
 
 def _load(cls, folder: str | Path, **config):
