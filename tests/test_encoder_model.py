@@ -37,6 +37,22 @@ def test_shapes_of_the_paper():
     )  # mlp_ratio 1: 8 dim^2 in the attentions, 2 dim^2 in the MLP
 
 
+@pytest.mark.parametrize("damage", ["missing", "unexpected"])
+def test_a_snapshot_with_other_weights_is_refused(tmp_path, damage):
+    from safetensors.torch import load_file, save_file
+
+    encoder().save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    if damage == "missing":
+        del weights["embed.weight"]
+    else:
+        weights["surplus"] = torch.zeros(1)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"weights of a FMRIEncoder: 1 {damage}"):
+        FMRIEncoder.from_pretrained(tmp_path)
+
+
 def test_round_trip_is_exact(tmp_path):
     model = make_temporal(encoder())
     model.save_pretrained(tmp_path)
