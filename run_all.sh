@@ -71,14 +71,25 @@ lock() {  # two runs in one folder would write the same files
   flock --nonblock 9 || fail "another run is at work in this folder (or its last job is still stopping): wait for it, or stop it"
 }
 
+weight() {  # what a job of a rule adds to the time of a run on two cores; the first runs alone
+  case $1 in
+    data) echo 32 ;; encoder) echo 5 ;; decoder) echo 17 ;; evaluation) echo 20 ;; attention) echo 4 ;; ablations) echo 1 ;;
+    *) echo 0 ;;
+  esac
+}
+
 time_left() {  # passes the engine's lines on, and says after each finished step how long the rest may take
-  local line begin=$SECONDS
+  local line begin=$SECONDS all=0 done=0
   while IFS= read -r line; do
     [[ $line == "Select jobs"* || $line == "Execute "*" jobs..." || $line == "Reason: "* ]] && continue
     [[ $line == "localrule all:" || $line =~ ^\ \ \ \ (input|jobid|reason|resources): ]] && continue
     printf '%s\n' "$line"
-    if [[ $line =~ ^([0-9]+)\ of\ ([0-9]+)\ steps && ${BASH_REMATCH[1]} -lt ${BASH_REMATCH[2]} ]]; then
-      local done=${BASH_REMATCH[1]} all=${BASH_REMATCH[2]} spent=$((SECONDS - begin))
+    if [[ $line =~ ^([a-z]+)\ +([0-9]+)$ ]]; then  # of the table of jobs
+      all=$((all + $(weight "${BASH_REMATCH[1]}") * BASH_REMATCH[2]))
+    elif [[ $line =~ ^Finished\ jobid:\ [0-9]+\ \(Rule:\ ([a-z]+)\) ]]; then
+      done=$((done + $(weight "${BASH_REMATCH[1]}")))
+    elif [[ $line =~ ^[0-9]+\ of\ [0-9]+\ steps ]] && ((0 < done && done < all)); then
+      local spent=$((SECONDS - begin))
       printf '%s so far, about %s left\n' "$(elapsed $spent)" "$(elapsed $((spent * (all - done) / done)))"
     fi
   done
