@@ -18,6 +18,7 @@ from torch import nn
 
 from nfx import paths, training
 from nfx.data.simulator.scenes import caption
+from nfx.files import read_json, write_json
 from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
 
 SEED = 7
@@ -63,6 +64,9 @@ def save(model: nn.Module, folder: Path) -> None:
     staged = folder.with_name(f".{folder.name}.new")
     model.half().save_pretrained(staged)
     model.float()
+    config = read_json(staged / "config.json")
+    config.pop("_name_or_path", None)  # where a model that is trained on was read from: a folder of this machine
+    write_json(staged / "config.json", config)
     folder.mkdir(parents=True, exist_ok=True)
     for file in staged.iterdir():
         file.replace(folder / file.name)
@@ -169,8 +173,6 @@ def unet() -> None:
         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }  # fmt: skip
-    from nfx.files import write_json
-
     write_json(target / "model_index.json", index)
 
 
