@@ -92,7 +92,8 @@ def test_committed_outputs_name_no_machine_and_no_warning(path):
         for output in cell.outputs:
             assert output.output_type != "error"
             text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
-            assert not re.search(rf"Warning|Traceback|{ROOT}|/home/|/root/|/tmp/|0x[0-9a-f]{{6,}}", text), text
+            assert str(ROOT) not in text, text
+            assert not re.search(r"Warning|Traceback|/home/|/root/|/tmp/|0x[0-9a-f]{6,}", text), text
 
 
 def test_the_pipeline_gives_only_parameters_that_there_are():

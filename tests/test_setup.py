@@ -113,3 +113,25 @@ def test_help_is_shown_without_setting_anything_up():
 def test_an_unknown_command_is_refused():
     run = subprocess.run([paths.ROOT / "run_all.sh", "papre"], capture_output=True, text=True)
     assert run.returncode == 1 and "unknown command 'papre'" in run.stderr
+
+
+def test_the_time_left_counts_what_jobs_take():
+    engine = """data 1
+decoder 2
+Reason: something long
+Finished jobid: 1 (Rule: data)
+1 of 3 steps (33%) done
+Finished jobid: 2 (Rule: decoder)
+Finished jobid: 3 (Rule: decoder)
+3 of 3 steps (100%) done"""
+    shell = f"""
+    source <(sed -n '/^elapsed()/p; /^weight()/,/^}}/p; /^time_left()/,/^}}/p' '{paths.ROOT / "run_all.sh"}' |
+      sed 's/begin=$SECONDS/begin=$((SECONDS - 320))/')  # as if it had begun so long ago
+    time_left
+    """
+    run = subprocess.run(["bash", "-c", shell], input=engine + "\n", capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    assert "Reason: something long" not in lines
+    told = [line for line in lines if line.endswith(" left")]
+    # 320 s for a weight of 32 of 66: 340 s for the other 34. A slow start of the shell may add a second.
+    assert len(told) == 1 and told[0].startswith("5 min 2") and "about 5 min 4" in told[0]

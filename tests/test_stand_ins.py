@@ -15,7 +15,7 @@ def test_renders_are_fixed_by_their_seed_and_held_out_seeds_are_never_drawn():
     assert a.scenes == b.scenes and torch.equal(a.pixels, b.pixels)
     assert a.pixels.shape == (3, 1, 3, 64, 64) and -1 <= a.pixels.min() < a.pixels.max() <= 1
     assert renders.clips(2, 5).pixels.shape == (2, 6, 3, 64, 64)
-    drawn = [recognition._seed(torch.Generator().manual_seed(i)) for i in range(1000)]
+    drawn = [renders.training_seed(torch.Generator().manual_seed(i)) for i in range(1000)]
     assert max(drawn) < renders.HELD_OUT // 2
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from nfx import paths
 from nfx.diffusion.inflation import VideoUNet, inflate
 from nfx.diffusion.noise import add_noise, denoising_loss, dependent_noise, training_target
-from nfx.diffusion.pipeline import NeuralFlixPipeline, check_weights
+from nfx.diffusion.pipeline import NeuralFlixPipeline
 from nfx.files import (
     finished,
     load_arrays,
@@ -262,7 +262,6 @@ def stage_two(profile: Profile, subject: int, row: int, time_averaged: bool = Fa
     from diffusers import AutoencoderKL
 
     encoder = FMRIEncoder.from_pretrained(encoder_folder / "encoder")
-    check_weights(encoder_folder / "encoder", encoder)
     unet = VideoUNet.from_pretrained(first / "unet")
     trainable_parameters(unet)
     base = paths.snapshot(profile.models.stable_diffusion)

@@ -170,8 +170,9 @@ def linear_explained_variance(
     training, held_out : arrays of shape (volumes, voxels), z-scored
     """
     voxels = training.shape[1]
+    patches, generator = math.ceil(voxels / patch_size), torch.Generator().manual_seed(seed)
     shares = []
-    for mask in random_mask(masks, -(-voxels // patch_size), mask_ratio, torch.Generator().manual_seed(seed)).numpy():
+    for mask in random_mask(masks, patches, mask_ratio, generator).numpy():
         hidden = mask.repeat(patch_size)[:voxels]
         x, y = training[:, ~hidden], training[:, hidden]
         weights = np.linalg.solve(x.T @ x + len(x) * np.eye(x.shape[1]), x.T @ y)

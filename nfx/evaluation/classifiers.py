@@ -9,6 +9,7 @@ import pandas as pd
 
 from nfx.evaluation.n_way import n_way_top_k
 from nfx.evaluation.ssim import ssim
+from nfx.files import require_exact_weights
 
 SCORES = ("ssim", "image_top1_1", "image_top1_3", "video_top1_1", "video_top1_3")
 
@@ -104,8 +105,6 @@ def score_clips(
 
 def _load_model(cls, folder: str | Path, **config):
     """As `_load`; ValueError if the snapshot lacks weights or holds others: random ones would judge at random."""
-    from nfx.files import require_exact_weights
-
     model, report = _load(cls, folder, output_loading_info=True, **config)
     require_exact_weights(report, folder, cls.__name__)
     return model

@@ -24,11 +24,9 @@ def autoencoder() -> nn.Module:
 
 def autoencoder_loss(model: nn.Module, step: int, generator: torch.Generator, batch: int = 16) -> dict[str, Tensor]:
     """Absolute and squared error, an error of the image's gradients that keeps edges, and a small KL term."""
-    seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
-    pixels = renders.frames(batch, seed).pixels[:, 0]
+    pixels = renders.frames(batch, renders.training_seed(generator)).pixels[:, 0]
     posterior = model.encode(pixels).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=generator)
-    decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
+    decoded = _decoded(model, posterior, generator)
     loss = pixel_error(decoded, pixels) + 1e-6 * posterior.kl().mean()
     return {"loss": loss, "squared_error": mse_loss(decoded, pixels)}
 
@@ -37,15 +35,18 @@ def decoder_loss(
     model: nn.Module, vision: nn.Module, step: int, generator: torch.Generator, batch: int = 16
 ) -> dict[str, Tensor]:
     """The loss of the decoder alone: pixels, and features of another network, as in Stable Diffusion's autoencoder."""
-    seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
-    pixels = renders.frames(batch, seed).pixels[:, 0]
+    pixels = renders.frames(batch, renders.training_seed(generator)).pixels[:, 0]
     with torch.no_grad():
         posterior = model.encode(pixels).latent_dist
-    # The UNet's latents are never quite those of an image; a little noise prepares the decoder for it.
-    noise = torch.randn(posterior.mean.shape, generator=generator)
-    decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
+    decoded = _decoded(model, posterior, generator)
     features = perceptual_error(vision, decoded, pixels)
     return {"loss": pixel_error(decoded, pixels) + 0.5 * features, "features": features}
+
+
+def _decoded(model: nn.Module, posterior, generator: torch.Generator) -> Tensor:
+    """Frames decoded from a sample of the posterior, drawn on the CPU."""
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    return model.decode(posterior.mean + posterior.std * noise).sample.float()
 
 
 def pixel_error(decoded: Tensor, pixels: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def clip_loss(
     model: nn.Module, tokenizer, step: int, generator: torch.Generator, batch: int = 128
 ) -> dict[str, Tensor]:
     """CLIP's symmetric cross-entropy over a batch; equal captions in a batch share the target."""
-    seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
+    seed = renders.training_seed(generator)
     rng = np.random.default_rng(seed + 1)
     drawn = renders.frames(batch, seed)
     pixels = renders.degrade(drawn.pixels, rng)[:, 0]
@@ -125,7 +125,7 @@ def start_as_vit(vision: nn.Module, vit: nn.Module) -> None:
 
 def blip_loss(model: nn.Module, tokenizer, step: int, generator: torch.Generator, batch: int = 64) -> dict[str, Tensor]:
     """Next-word cross-entropy of the caption given one frame."""
-    seed = int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))
+    seed = renders.training_seed(generator)
     drawn = renders.frames(batch, seed)
     pixels = renders.degrade(drawn.pixels, np.random.default_rng(seed + 1))[:, 0]
     tokens = tokenizer([caption(s) for s in drawn.scenes], padding=True, return_tensors="pt")

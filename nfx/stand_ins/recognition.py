@@ -52,7 +52,7 @@ def attribute_loss(logits: Tensor, attributes: Tensor, shape: tuple[int, int, in
 
 def vit_loss(model: nn.Module, step: int, generator: torch.Generator, batch: int = 64) -> dict[str, Tensor]:
     """One batch of fresh frames, half of them degraded."""
-    seed = _seed(generator)
+    seed = renders.training_seed(generator)
     drawn = renders.frames(batch, seed)
     pixels = renders.degrade(drawn.pixels, np.random.default_rng(seed + 1))[:, 0]
     return attribute_loss(
@@ -62,13 +62,9 @@ def vit_loss(model: nn.Module, step: int, generator: torch.Generator, batch: int
 
 def videomae_loss(model: nn.Module, step: int, generator: torch.Generator, batch: int = 64) -> dict[str, Tensor]:
     """One batch of fresh clips, half of them degraded."""
-    seed = _seed(generator)
+    seed = renders.training_seed(generator)
     drawn = renders.clips(batch, seed)
     pixels = renders.degrade(drawn.pixels, np.random.default_rng(seed + 1))
     return attribute_loss(
         model(pixel_values=pixels).logits.float(), renders.video_attributes(drawn.scenes), renders.VIDEO_SHAPE
     )
-
-
-def _seed(generator: torch.Generator) -> int:
-    return int(torch.randint(renders.HELD_OUT // 2, (1,), generator=generator))

@@ -25,6 +25,11 @@ class Renders(NamedTuple):
     scenes: list[Scene]
 
 
+def training_seed(generator: torch.Generator) -> int:
+    """The seed of a batch to train on; never that of a held-out one, nor of the UNet's latents."""
+    return int(torch.randint(HELD_OUT // 2, (1,), generator=generator))
+
+
 def clips(count: int, seed: int) -> Renders:
     """`count` clips of six frames, drawn from `seed` alone."""
     return _draw(count, seed, frames=6)

@@ -157,6 +157,12 @@ CARDS = {
 }  # fmt: skip
 
 
+REMARKS = {
+    "stable_diffusion": "The first round of the UNet that is shipped was run before its loss repeated the ends of "
+    "sentences (`nfx.stand_ins.generation.unet_loss`); trained again, both rounds have them.",
+}
+
+
 def write_cards(scores: dict[str, float], folder: Path = SNAPSHOTS) -> None:
     """A README.md in each snapshot: what it stands in for, data, seed, command, and scores on held-out renders."""
     from nfx.stand_ins.train import ROUNDS, SEED
@@ -187,6 +193,7 @@ Scores on held-out renders (`python -m nfx.stand_ins.scores`):
 """
             + "\n".join(rows)
             + "\n"
+            + (f"\n{REMARKS[name]}\n" if name in REMARKS else "")
         )
         with files.write_atomically(folder / name / "README.md") as temporary:
             temporary.write_text(text)

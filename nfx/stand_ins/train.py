@@ -48,7 +48,7 @@ def _fit(name: str, model: nn.Module, loss: Callable, seed: int = SEED) -> nn.Mo
         torch.manual_seed(seed + 100 * number)
         training.train(
             model, loss, steps=steps, learning_rate=learning_rate, seed=seed + 100 * number,
-            folder=work(name) if number == 0 else work(name) / f"round{number + 1}", warmup=100, weight_decay=0.01,
+            folder=work(name) / f"round{number + 1}", warmup=100, weight_decay=0.01,
             precision=PRECISION.get(name, "no"), checkpoint_every=500, description=name,
         )  # fmt: skip
     return model.eval()
