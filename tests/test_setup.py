@@ -1,14 +1,17 @@
 """The files of the set-up agree with each other and with the code."""
 
 import ast
+import contextlib
 import re
 import stat
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from nfx import __version__, paths
 
@@ -50,6 +53,17 @@ def test_every_dependency_is_pinned_once_and_in_one_place(extra):
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names), "versions belong in constraints.txt"
     assert set(names) <= pinned
     assert len(names) == len(set(names))
+
+
+def test_every_pinned_version_admits_debian_12s_python():
+    """3.11.2 is what `apt install python3.11` gives there; of what the extras add, only the installed is looked at."""
+    seen = 0
+    for line in CONSTRAINTS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            wanted = metadata.metadata(line.split("==")[0]).get("Requires-Python") or ""
+            assert SpecifierSet(wanted).contains("3.11.2"), f"{line} needs Python {wanted}"
+            seen += 1
+    assert seen > 150
 
 
 def test_every_dependency_says_what_it_is_for():
