@@ -3,6 +3,7 @@
 #
 #   ./run_all.sh             the demo: a simulated brain, 2 CPU cores, no GPU, no network after the set-up
 #   ./run_all.sh paper       the published data set and the real models; needs GPUs
+#   ./run_all.sh paper --slurm   the same over a SLURM cluster: one job for each encoder and decoder of Table 1
 #   ./run_all.sh FILE.yaml   a profile of your own
 #   ./run_all.sh test        linter, unit tests, the demo once, and the committed notebooks against it
 #   ./run_all.sh stand-ins   train the demo's stand-in models again
@@ -11,6 +12,11 @@
 # What follows goes to Snakemake: ./run_all.sh demo headline (three subjects with their figures, without the other
 # rows of Table 1), ./run_all.sh demo --cores 1. A run that was stopped goes on where it was; one in which nothing
 # changed ends in seconds. An active conda environment named nfx is used as it is; else .venv is made, from Python 3.11.
+#
+# With --slurm, start it on a login node, in a folder that the nodes see too, and leave it running (tmux, nohup): it
+# submits what is due, 16 jobs at a time, and takes them out of the queue when it is stopped; it then ends in minutes.
+# Account and partition, if not the cluster's defaults: --default-resources slurm_account=NAME slurm_partition=NAME.
+# Time, memory, cores and GPUs of a job: workflow/profiles/slurm/config.yaml, or a copy of that folder: --slurm=FOLDER.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -95,17 +101,46 @@ time_left() {  # passes the engine's lines on, and says after each finished step
   done
 }
 
+queue_name() { printf 'nfx-%s' "$(pwd -P | cksum | cut -d ' ' -f 1)"; }  # with which the names of this folder's jobs begin
+
+check_queue() {  # the engine does not take up again what an earlier run, if it was killed, left in the queue
+  command -v sbatch >/dev/null || fail "--slurm: no sbatch here; run it on a login node of a SLURM cluster"
+  local left
+  left=$(squeue --user "$(id -un)" --noheader --format '%i %j' | sed -n "s/ $(queue_name).*//p" | paste -sd ' ' -)
+  [[ -z $left ]] || fail "an earlier run of this folder left jobs in the queue, and two jobs must not write the same files:
+wait for them, or: scancel $left"
+}
+
+check() {  # check PROFILE [--slurm]: a table of what a run needs and has; the demo brings all of it
+  [[ $1 == demo ]] || python -m nfx.preflight "$@"
+}
+
 engine() {  # engine PROFILE [arguments of snakemake]
-  local profile=$1 ids cores dry=false argument
+  local profile=$1 ids="" cores dry=false argument cluster="" stop=TERM given=()
   shift
-  local options=(--snakefile workflow/Snakefile --workflow-profile workflow/profiles/default)
   for argument in "$@"; do
     [[ $argument == -n || $argument == --dry-run || $argument == --dryrun ]] && dry=true
+    case $argument in
+      --slurm) cluster=workflow/profiles/slurm ;;
+      --slurm=*) cluster=${argument#--slurm=} ;;
+      *) given+=("$argument") ;;
+    esac
   done
-  cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
-  [[ " $* " =~ \ (-c|--cores|-j|--jobs) ]] || options+=(--cores "$cores")
+  set -- ${given[@]+"${given[@]}"}
+  local ready=0
+  check "$profile" ${cluster:+--slurm} || ready=$?
+  [[ $ready == 0 || $dry == true ]] || return "$ready"
+  local options=(--snakefile workflow/Snakefile --workflow-profile "${cluster:-workflow/profiles/default}")
   options+=(--config "profile=$profile")
-  ids=$(gpus)
+  if [[ -n $cluster ]]; then  # which gives each job its cores and its GPU
+    unset CUDA_VISIBLE_DEVICES
+    stop=INT  # at which the engine takes its jobs out of the queue; at TERM it would wait for them
+    options+=(--slurm-jobname-prefix "$(queue_name)")
+  else
+    cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu)
+    [[ " $* " =~ \ (-c|--cores|-j|--jobs) ]] || options+=(--cores "$cores")
+    ids=$(gpus)
+  fi
   if [[ -n $ids ]]; then
     local number=0 limits=()
     for _ in ${ids//,/ }; do limits+=("slot$number=1"); number=$((number + 1)); done
@@ -114,18 +149,23 @@ engine() {  # engine PROFILE [arguments of snakemake]
   fi
   if [[ $dry == true ]]; then
     snakemake "$@" "${options[@]}"
-    return
+    return "$ready"
   fi
+  [[ -z $cluster ]] || check_queue
   if [[ -n $(ls -A .snakemake/locks 2>/dev/null) ]]; then  # left by a run that was killed: ours is the only one now
     snakemake "${options[@]}" --unlock
   fi
   draw_pipeline "$profile" "${options[@]}"
   # In a process group of its own, so that stopping this script stops every job, and nothing else.
   set -m
-  { PYTHONUNBUFFERED=1 snakemake "$@" "${options[@]}" 2>&1 </dev/null | time_left; } &
+  if [[ -n $cluster ]]; then
+    PYTHONUNBUFFERED=1 snakemake "$@" "${options[@]}" 2>&1 </dev/null &
+  else
+    { PYTHONUNBUFFERED=1 snakemake "$@" "${options[@]}" 2>&1 </dev/null | time_left; } &
+  fi
   local group=$!
   set +m
-  trap 'kill -TERM -- -'"$group"' 2>/dev/null; wait '"$group"' 2>/dev/null || true; exit 130' INT TERM HUP
+  trap 'kill -'"$stop"' -- -'"$group"' 2>/dev/null; wait '"$group"' 2>/dev/null || true; exit 130' INT TERM HUP
   local status=0
   wait "$group" || status=$?
   trap - INT TERM HUP

@@ -85,15 +85,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}). Delete it, then: {_remedy(path.parent)}") from error
 
 
-def save_arrays(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+def save_arrays(
+    folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray | Path], facts: Mapping[str, Any]
+) -> None:
     """Save each array as ``folder/<name>.npy`` and, last, the manifest.
 
     Parameters
     ----------
     folder : path
         Made if missing. An old manifest is removed first, so that an interrupted save is never taken for a whole one.
-    arrays : dict of str to array
-        Of any shape; object arrays are refused.
+    arrays : dict of str to array, or to the path of a .npy file
+        Of any shape; object arrays are refused. A file, for an array that was too large for memory, must be on the same
+        disk, and is moved.
     facts : dict
         What the arrays were made from: settings, seed, `source_digest`, `identity`. JSON-serialisable.
     """
@@ -101,10 +104,15 @@ def save_arrays(folder: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
     (folder / MANIFEST).unlink(missing_ok=True)
     listed = {}
     for name, array in arrays.items():
-        array = np.asanyarray(array)
         path = folder / f"{name}.npy"
-        with write_atomically(path) as temporary:
-            np.save(temporary, array, allow_pickle=False)
+        if isinstance(array, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+            os.replace(array, path)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            array = np.asanyarray(array)
+            with write_atomically(path) as temporary:
+                np.save(temporary, array, allow_pickle=False)
         listed[name] = {"shape": list(array.shape), "dtype": array.dtype.str, "sha256": sha256(path)}
     files = {f"{name}.npy": _file_entry(folder / f"{name}.npy", listed[name]["sha256"]) for name in arrays}
     write_json(folder / MANIFEST, {"facts": facts, "arrays": listed, "files": files, **_provenance()})

@@ -25,6 +25,7 @@ class _Section(BaseModel):
 
 class Data(_Section):
     root: str
+    recordings: str | None
     subjects: Annotated[Integers, Field(min_length=1)]
     frame_size: Positive
     frames: Positive
@@ -85,6 +86,9 @@ class Encoder(_Section):
 
 
 class Pretraining(_Section):
+    snapshot: str | None
+    recordings: Annotated[str, Field(pattern=r"^[^/].*\.dtseries\.nii$")]
+    volumes_averaged: Positive
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]
     decoder_dim: Positive
     decoder_depth: Positive
@@ -133,6 +137,8 @@ class Evaluation(_Section):
 
 class Training(_Section):
     precision: Literal["no", "bf16"]
+    accumulate: Positive
+    gradient_checkpointing: bool
     checkpoint_every: Positive
 
 
@@ -185,6 +191,11 @@ class Profile(_Section):
         if self.simulated != (self.simulation is not None):
             raise ValueError(
                 f"simulated is {self.simulated}, expected a section 'simulation' if and only if it is true"
+            )
+        if self.simulated and self.data.recordings is not None:
+            raise ValueError(
+                f"data.recordings is '{self.data.recordings}', expected null where the data are simulated: they have "
+                f"the published layout"
             )
         if self.simulation is not None and len(self.simulation.signal_to_noise) != len(subjects):
             raise ValueError(

@@ -2,15 +2,20 @@
 
 Everything random in a step follows from (seed, step), and the data a step sees too, so that a training which was
 stopped and resumed ends in the same weights, bit by bit, as one that was not.
+
+The batch of a step is the same whatever computes it. It is drawn whole everywhere and shared out: over processes (one
+for each GPU, started by ``accelerate launch -m nfx.launch``), and over passes where it does not fit into memory.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +26,51 @@ from tqdm import tqdm
 
 from nfx.files import as_json, read_json, write_atomically, write_json
 
-Loss = Callable[[nn.Module, int, torch.Generator], dict[str, Tensor]]
 LOG_EVERY = 10  # steps between two moments at which losses leave the device
+
+
+class Share(NamedTuple):
+    """The part of a batch that one pass of one process computes: part `index` of `of`, as even as can be."""
+
+    index: int = 0
+    of: int = 1
+
+    def rows(self, batch: int) -> slice:
+        """Its rows of a batch; ValueError if there are fewer rows than shares."""
+        if batch < self.of:
+            raise ValueError(f"a batch of {batch} cannot be shared out over {self.of} passes: use fewer processes")
+        return slice(self.index * batch // self.of, (self.index + 1) * batch // self.of)
+
+    def count(self, batch: int) -> int:
+        """How many rows of a batch it has."""
+        rows = self.rows(batch)
+        return rows.stop - rows.start
+
+    def mean(self, loss: Tensor, batch: int) -> Tensor:
+        """A mean over its rows as its part of the mean over the batch, which is the mean of all parts."""
+        return loss if self.of == 1 else loss * (self.count(batch) * self.of / batch)
+
+    def gather(self, rows: Tensor, batch: int) -> Tensor:
+        """The whole batch, (batch, ...), from the rows that each process has; gradients flow back to all of them.
+
+        A contrastive loss needs the negatives of the whole batch. When each process computes that loss from the
+        gathered rows, the mean of their gradients is the gradient on one process: a row's gradient comes back once
+        from each process. Passes after one another cannot see each other's rows, so such a loss takes one pass.
+        """
+        if self.of == 1:
+            return rows
+        import torch.distributed.nn.functional as distributed
+
+        if int(os.environ.get("WORLD_SIZE", "1")) != self.of:
+            raise ValueError("rows can be gathered from processes only, not from passes: train with accumulate=1")
+        counts = [Share(index, self.of).count(batch) for index in range(self.of)]
+        padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+        parts = distributed.all_gather(torch.cat([rows, padding]))
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+WHOLE = Share()
+Loss = Callable[[nn.Module, int, torch.Generator, Share], dict[str, Tensor]]
 
 
 def device() -> torch.device:
@@ -30,9 +78,23 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def step_generator(seed: int, step: int, process: int = 0) -> torch.Generator:
-    """A generator, on the CPU, whose numbers depend on (seed, step) alone; each process of several has its own."""
-    return torch.Generator().manual_seed(_mixed(seed, step, process))
+def first_process() -> bool:
+    """Whether this process writes the results: the only one, or the first of those that `accelerate` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def first_process_first() -> AbstractContextManager[None]:
+    """Context in which the first process goes ahead and the others follow when it is done: for what is made once."""
+    if "RANK" not in os.environ:
+        return nullcontext()
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """A generator, on the CPU, whose numbers depend on (seed, step) alone."""
+    return torch.Generator().manual_seed(_mixed(seed, step, 0))
 
 
 def learning_rate_at(step: int, steps: int, warmup: int, peak: float) -> float:
@@ -58,10 +120,11 @@ def train(
     clip: float = 1.0,
     checkpoint_every: int = 200,
     precision: str = "no",
+    accumulate: int = 1,
     description: str = "",
     facts: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Minimise ``loss(model, step, generator)["loss"]`` with AdamW, and resume by itself after an interruption.
+    """Minimise ``loss(model, step, generator, share)["loss"]`` with AdamW, and resume after an interruption.
 
     Parameters
     ----------
@@ -69,8 +132,10 @@ def train(
         May hold several. Parameters with ``requires_grad`` are trained; weight decay spares vectors and scalars.
         Moved to `device`, put in train mode, and left in eval mode.
     loss : callable
-        Given the model, the step (from 0) and its CPU generator, returns scalars; all are recorded, "loss" is
-        minimised. It draws its batch with the generator, so that nothing depends on how often training was resumed.
+        Given the model, the step (from 0), its CPU generator and a `Share`, returns scalars; all are recorded,
+        "loss" is minimised. It draws the whole batch with the generator, so that nothing depends on how often training
+        was resumed or on what computes it, and returns its share's part of the batch's loss (`Share.mean`), or the
+        whole one from gathered rows (`Share.gather`).
     steps, warmup : int
         Optimisation steps, and those of the linear warm-up.
     folder : path
@@ -79,6 +144,9 @@ def train(
         Largest norm of the gradient.
     precision : str
         "no" or "bf16" (autocast; the weights stay in float32).
+    accumulate : int
+        Passes after one another in which a process computes its part of a batch. As the number of processes, it
+        changes memory and time, and results by rounding alone: neither is among the settings of a checkpoint.
     facts : dict, optional
         What else the training depends on. A checkpoint of other facts or settings is discarded, and the run says so.
 
@@ -97,6 +165,8 @@ def train(
     if precision not in ("no", "bf16"):
         raise ValueError(f"precision is {precision!r}, expected 'no' or 'bf16'")
     accelerator = _accelerator(precision)
+    shares = accelerator.num_processes * accumulate
+    mine = [Share(accelerator.process_index * accumulate + number, shares) for number in range(accumulate)]
     model.train()
     objective = _Objective(model, loss)
     optimizer = torch.optim.AdamW(_parameter_groups(model, weight_decay), lr=learning_rate, betas=betas)
@@ -122,15 +192,18 @@ def train(
             rate = learning_rate_at(step, steps, warmup, learning_rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            values = prepared(step, step_generator(seed, step, accelerator.process_index))
-            accelerator.backward(values["loss"])
+            for share in mine:
+                # Processes add up their gradients in the last pass alone.
+                with nullcontext() if share is mine[-1] else accelerator.no_sync(prepared):
+                    values = prepared(step, step_generator(seed, step), share)
+                    accelerator.backward(values["loss"] / accumulate)
+                pending.append((step, rate, {name: value.detach() for name, value in values.items()}))
             accelerator.clip_grad_norm_(prepared.parameters(), clip)
             prepared_optimizer.step()
             prepared_optimizer.zero_grad(set_to_none=True)
-            pending.append((step, rate, {name: value.detach() for name, value in values.items()}))
             done = step + 1
             if done % LOG_EVERY == 0 or done % checkpoint_every == 0 or done == steps:
-                rows += _fetch(pending, description)
+                rows += _fetch(pending, accumulate, accelerator, description)
                 pending.clear()
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", refresh=False)
             if (done % checkpoint_every == 0 or done == steps) and accelerator.is_main_process:
@@ -146,8 +219,13 @@ def train(
 
 
 def finish(folder: str | Path) -> None:
-    """Remove the checkpoint of a training whose result has been saved."""
-    shutil.rmtree(Path(folder) / "checkpoint", ignore_errors=True)
+    """Remove the checkpoint of a training whose result has been saved; here processes wait for the one that saves."""
+    if first_process():
+        shutil.rmtree(Path(folder) / "checkpoint", ignore_errors=True)
+    if "RANK" in os.environ:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 class _Objective(nn.Module):
@@ -158,8 +236,8 @@ class _Objective(nn.Module):
         self.model = model
         self._loss = loss
 
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return self._loss(self.model, step, generator)
+    def forward(self, step: int, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
+        return self._loss(self.model, step, generator, share)
 
 
 def _accelerator(precision: str) -> Any:
@@ -184,12 +262,17 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def _fetch(pending: list[tuple[int, float, dict[str, Tensor]]], description: str) -> list[dict[str, float]]:
+def _fetch(
+    pending: list[tuple[int, float, dict[str, Tensor]]], accumulate: int, accelerator: Any, description: str
+) -> list[dict[str, float]]:
     """Rows of the curve, moved from the device at once; a loss that is not finite is an error."""
     names = list(pending[0][2])
-    numbers = torch.stack([torch.stack([values[name].float() for name in names]) for _, _, values in pending]).tolist()
+    numbers = torch.stack([torch.stack([values[name].float() for name in names]) for _, _, values in pending])
+    if accumulate > 1:
+        numbers = numbers.unflatten(0, (-1, accumulate)).mean(dim=1)
+    numbers = accelerator.reduce(numbers, reduction="mean").tolist()
     rows = []
-    for (step, rate, _), line in zip(pending, numbers, strict=True):
+    for (step, rate, _), line in zip(pending[::accumulate], numbers, strict=True):
         row = {"step": step, "lr": rate, **dict(zip(names, line, strict=True))}
         if not math.isfinite(row["loss"]):
             raise FloatingPointError(
@@ -241,10 +324,11 @@ def _resume(
         return 0, []
     state = read_json(found[-1] / "state.json")
     if state["settings"] != settings:
-        print(f"{folder.name}: checkpoint of a training with other settings, discarded")
-        shutil.rmtree(folder / "checkpoint")
-        return 0, []
+        if first_process():
+            print(f"{folder.name}: checkpoint of a training with other settings, discarded")
+        return 0, []  # the first save removes it
     model.load_state_dict(load_file(found[-1] / "model.safetensors"), strict=False)
     optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", map_location="cpu", weights_only=True))
-    print(f"resumed from step {state['step']} of {settings['steps']}")
+    if first_process():
+        print(f"resumed from step {state['step']} of {settings['steps']}")
     return state["step"], state["rows"]

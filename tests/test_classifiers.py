@@ -5,6 +5,7 @@ import torch
 from nfx.evaluation import image_logits, n_way_top_k, score_clips, ssim, video_logits
 
 SIZE, CLASSES = 16, 60
+MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, which VideoMAE was trained with
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +102,67 @@ def test_missing_snapshot_is_named(clips, tmp_path):
         image_logits(clips[0] / 255, tmp_path)
     with pytest.raises(ValueError, match="frames"):
         video_logits(clips[0], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def published(classifiers, tmp_path_factory):
+    """The same weights, with settings and names as the published snapshots were saved years ago."""
+    import json
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("published")
+    old = {"do_normalize": True, "do_resize": True, "resample": 2, "size": SIZE}
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    settings = {
+        "vit": old | half,
+        "videomae": old | {"do_center_crop": True, "crop_size": SIZE, "image_mean": MEAN, "image_std": DEVIATION}
+        | {"feature_extractor_type": "VideoMAEFeatureExtractor"},
+    }  # fmt: skip
+    for name, source in zip(settings, classifiers, strict=True):
+        shutil.copytree(source, folder / name)
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(settings[name]))
+    path = folder / "videomae" / "model.safetensors"
+    names = {".attention.query.bias": ".attention.q_bias", ".attention.value.bias": ".attention.v_bias"}
+    weights = {}
+    for name, tensor in load_file(path).items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        weights[name] = tensor + 0.5 if name.endswith("_bias") else tensor  # zeros would hide that they are lost
+    assert sum(name.endswith(("q_bias", "v_bias")) for name in weights) == 2
+    save_file(weights, path, metadata={"format": "pt"})
+    return folder / "vit", folder / "videomae"
+
+
+def test_vit_as_published_gives_the_same_logits(classifiers, published, clips):
+    np.testing.assert_allclose(image_logits(clips[0], published[0]), image_logits(clips[0], classifiers[0]), atol=1e-6)
+
+
+def test_videomae_as_published_keeps_its_biases_and_takes_six_frames(classifiers, published, clips):
+    from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+
+    own = VideoMAEForVideoClassification.from_pretrained(classifiers[1])
+    state = own.state_dict()
+    for name in state:
+        if name.endswith((".attention.query.bias", ".attention.value.bias")):
+            state[name] = state[name] + 0.5
+    expected = VideoMAEForVideoClassification(VideoMAEConfig.from_pretrained(classifiers[1], num_frames=6)).eval()
+    expected.load_state_dict(state)
+    mean, deviation = (torch.tensor(v)[:, None, None] for v in (MEAN, DEVIATION))
+    pixels = (torch.from_numpy(clips).movedim(-1, 2) / 255 - mean) / deviation
+    with torch.no_grad():
+        np.testing.assert_allclose(video_logits(clips, published[1]), expected(pixels).logits, atol=1e-4)
+    assert np.abs(video_logits(clips, published[1]) - video_logits(clips, classifiers[1])).max() > 1e-2
+
+
+def test_pickled_weights_are_not_read(classifiers, clips, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    shutil.copytree(classifiers[0], tmp_path / "vit")
+    torch.save(load_file(tmp_path / "vit" / "model.safetensors"), tmp_path / "vit" / "pytorch_model.bin")
+    (tmp_path / "vit" / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="vit holds no complete snapshot of ViTForImageClassification"):
+        image_logits(clips[0], tmp_path / "vit")

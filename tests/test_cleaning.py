@@ -1,11 +1,18 @@
-import time
 import warnings
 
 import numpy as np
 import pytest
 
 from nfx.data import clean_run
-from nfx.data.cleaning import BLOCK, polynomial_basis
+from nfx.data.cleaning import (
+    BLOCK,
+    average_volumes,
+    clip_weights,
+    detrend_and_z_score,
+    polynomial_basis,
+    resample,
+    trim,
+)
 
 
 def oracle(bold):
@@ -89,11 +96,54 @@ def test_shapes_and_lengths_that_cannot_be_cleaned():
         clean_run(run(10), volumes=5)
 
 
-@pytest.mark.slow
-def test_a_full_run_takes_a_moment():
-    bold = run(245, 91282)
-    start = time.perf_counter()
-    cleaned = clean_run(bold)
-    seconds = time.perf_counter() - start
-    assert cleaned.shape == (240, 91282)
-    assert seconds < 5, f"{seconds:.1f} s"  # 0.1-0.2 s on one core; room for a loaded machine
+# --- other repetition times ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "onset"), [(245, -2.0), (246, 0.0)])
+def test_aligned_volumes_of_2_s_are_the_published_trimming(length, onset):
+    weights = clip_weights(length, 2.0, onset + 4.0, 240)
+    assert set(np.unique(weights)) == {0.0, 1.0}
+    bold = run(length, BLOCK + 2)
+    np.testing.assert_array_equal(resample(bold, weights), trim(bold))
+    np.testing.assert_array_equal(detrend_and_z_score(resample(bold, weights))[0], clean_run(bold))
+
+
+@pytest.mark.parametrize("step", [0.72, 0.8, 1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("start", [0.0, 4.3, 7.77])
+def test_weights_are_shares_of_time(step, start):
+    clips, volumes = 12, int(np.ceil((7.77 + 24) / step)) + 3
+    fine = np.arange(0, volumes * step, 1e-3) + 5e-4  # each millisecond is in one volume and in one clip or none
+    expected = np.zeros((clips, volumes))
+    inside = (fine >= start) & (fine < start + 2 * clips)
+    np.add.at(expected, (((fine[inside] - start) // 2).astype(int), (fine[inside] // step).astype(int)), 1e-3 / 2)
+    weights = clip_weights(volumes, step, start, clips)
+    np.testing.assert_allclose(weights, expected, atol=2e-3)
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-12)
+    # Of a signal that rises evenly, the mean over a clip is its value at the clip's middle (but for volumes cut).
+    if step in (1.0, 2.0) and start == 0.0:
+        np.testing.assert_allclose(weights @ ((np.arange(volumes) + 0.5) * step), start + 1 + 2 * np.arange(clips))
+
+
+def test_resampling_keeps_constant_columns_constant():
+    bold = run(100)
+    bold[:, 1] = 1234.567
+    cleaned, constant = detrend_and_z_score(resample(bold, clip_weights(100, 0.72, 4.1, 30)))
+    assert constant.tolist() == [False, True, False] and not cleaned[:, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("volumes", "start", "message"),
+    [(30, -0.5, "0.5 s before the recording begins"), (27, 4.0, "27 volumes of 1 s last 27 s.*need 28 s")],
+)
+def test_a_film_that_is_not_all_in_the_recording(volumes, start, message):
+    with pytest.raises(ValueError, match=message):
+        clip_weights(volumes, 1.0, start, 12)
+    assert clip_weights(28, 1.0, 4.0, 12).shape == (12, 28)  # to the very end
+
+
+def test_volumes_averaged():
+    bold = np.arange(14, dtype=np.float32).reshape(7, 2)
+    np.testing.assert_array_equal(average_volumes(bold, 3), [[2, 3], [8, 9]])  # the seventh is left over
+    assert average_volumes(bold, 3).dtype == np.float32 and average_volumes(bold, 1) is bold
+    with pytest.raises(ValueError, match="7 volumes; 8"):
+        average_volumes(bold, 8)

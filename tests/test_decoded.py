@@ -115,6 +115,21 @@ def test_a_run_decodes_spread_validation_clips_and_every_test_clip(profile):
     assert run.scores["part"].value_counts().to_dict() == {"validation": 3, "test": 10}
 
 
+def test_a_segments_first_clips_as_one_video_and_one_by_one(profile):
+    decoded.decode_run(profile, 1, 10)
+    run = decoded.load_run(profile, 1, 10)
+    videos = decoded.decode_segment(profile, 1, 10, clips=4)
+    assert {name: video.shape for name, video in videos.items()} == dict.fromkeys(
+        ["film", "clip by clip", "one video"], (24, 16, 16, 3)
+    )
+    np.testing.assert_array_equal(videos["film"], np.concatenate(run.test.truth[:4]))
+    difference = videos["clip by clip"].astype(int) - np.concatenate(run.test.decoded[:4])
+    assert np.abs(difference).max() <= 1  # the very clips that are scored
+    assert np.abs(videos["one video"].astype(int) - videos["clip by clip"]).max() > 1
+    with pytest.raises(ValueError, match="has 5 clips, not 6"):
+        decoded.decode_segment(profile, 1, 10, clips=6)
+
+
 def test_test_clips_are_spread_too_and_the_ceilings_decode_the_same_ones(profile):
     few = profile.model_copy(update={"sampling": profile.sampling.model_copy(update={"test_clips": 4})})
     wanted = [0, 3, 6, 9]

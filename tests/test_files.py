@@ -19,6 +19,14 @@ def folder(tmp_path):
     return tmp_path / "saved"
 
 
+def test_an_array_that_is_a_file_already_is_moved(tmp_path, folder):
+    np.save(tmp_path / "large.npy", ARRAYS["fmri"])
+    files.save_arrays(tmp_path / "moved", {"fmri": tmp_path / "large.npy", "segment": ARRAYS["segment"]}, FACTS)
+    assert not (tmp_path / "large.npy").exists()
+    assert files.read_manifest(tmp_path / "moved") == files.read_manifest(folder)
+    assert (tmp_path / "moved" / "fmri.npy").read_bytes() == (folder / "fmri.npy").read_bytes()
+
+
 def test_sha256_of_known_content(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -195,7 +195,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(profile, monkeypatch, st
 
 def test_dropped_conditions_are_the_empty_caption_and_zeros(monkeypatch):
     seen = []
-    monkeypatch.setattr(fine_tuning, "denoising_step", lambda u, s, latents, condition, b, g: seen.append(condition))
+    monkeypatch.setattr(fine_tuning, "denoising_step", lambda u, s, latents, condition, *_: seen.append(condition))
     latents = np.zeros((4, 6, 4, 8, 8), np.float32)
     tokens = np.ones((1, tiny.TOKENS, tiny.TOKEN_DIM), np.float32)
     empty = torch.full((tiny.TOKENS, tiny.TOKEN_DIM), -1.0)
@@ -220,7 +220,7 @@ def test_dropped_conditions_are_the_empty_caption_and_zeros(monkeypatch):
 
 def test_each_of_a_clips_captions_is_drawn(monkeypatch):
     seen = []
-    monkeypatch.setattr(fine_tuning, "denoising_step", lambda u, s, latents, condition, b, g: seen.append(condition))
+    monkeypatch.setattr(fine_tuning, "denoising_step", lambda u, s, latents, condition, *_: seen.append(condition))
     tokens = np.arange(6, dtype=np.float32)[:, None, None] * np.ones((6, tiny.TOKENS, tiny.TOKEN_DIM), np.float32)
     loss = fine_tuning.caption_loss(
         np.zeros((1, 6, 4, 8, 8), np.float32), np.arange(6)[None], tokens, torch.zeros(5, 12), None,

@@ -44,7 +44,15 @@ def test_snapshot_prefers_a_folder_and_knows_hub_names(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     (tmp_path / "models" / "clip").mkdir(parents=True)
     assert paths.snapshot("models/clip") == str(tmp_path / "models" / "clip")
-    assert paths.snapshot("openai/clip-vit-large-patch14") == "openai/clip-vit-large-patch14"
+    with pytest.raises(FileNotFoundError, match="python -m nfx.weights paper"):
+        paths.snapshot("openai/clip-vit-large-patch14")
+
+
+def test_the_published_models_are_hub_names():
+    names = ["stable-diffusion-v1-5/stable-diffusion-v1-5", "openai/clip-vit-large-patch14", "a/b@refs/pr/4", "1_a/b.c"]
+    assert all(paths.is_hub_name(name) for name in names)
+    for name in ("clip", "/a/b", "./a", "../a", "nfx/none", "a/b/c", "a/b@", "a b/c"):
+        assert not paths.is_hub_name(name), name
 
 
 @pytest.mark.parametrize("name", ["nfx/stand_ins/none", "nfx/none", "./models/none", "/no/such/folder", "clip"])

@@ -148,6 +148,41 @@ def test_linear_explained_variance_is_that_of_scikit_learns_ridge_regression():
     assert linear_explained_variance(*hold_out(noise), 0.75, 8, seed=3) < 0.05
 
 
+def adopting(profile, snapshot):
+    return profile.model_copy(
+        update={"pretraining": profile.pretraining.model_copy(update={"snapshot": str(snapshot)})}
+    )
+
+
+def test_a_named_snapshot_takes_the_place_of_pre_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nfx.paths.ROOT", tmp_path)  # without any recording
+    torch.manual_seed(0)
+    given = FMRIEncoder(60, 1, **(ENCODER | {"tokens": 3}))
+    given.save_pretrained(tmp_path / "given")
+    profile = adopting(toy_profile(steps=0), "given")
+    home = pretrain(profile)
+    taken = FMRIEncoder.from_pretrained(home)
+    assert home == tmp_path / "work/toy/pretraining/encoder"
+    assert (taken.config.voxels, taken.config.window, taken.config.tokens) == (60, 1, profile.encoder.tokens)
+    assert torch.equal(taken.embed.weight, given.embed.weight)
+    capsys.readouterr()
+    pretrain(profile)
+    assert "reused" in capsys.readouterr().out
+    FMRIEncoder(60, 1, **ENCODER).save_pretrained(tmp_path / "given")
+    pretrain(profile)
+    assert "reused" not in capsys.readouterr().out
+    assert not torch.equal(FMRIEncoder.from_pretrained(home).embed.weight, given.embed.weight)
+
+
+def test_a_snapshot_that_is_missing_or_of_another_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("nfx.paths.ROOT", tmp_path)
+    with pytest.raises(FileNotFoundError, match="given does not exist: pretraining.snapshot of profile 'toy'"):
+        pretrain(adopting(toy_profile(steps=0), "given"))
+    FMRIEncoder(60, 1, **(ENCODER | {"depth": ENCODER["depth"] + 1})).save_pretrained(tmp_path / "deep")
+    with pytest.raises(ValueError, match="deep has depth .* must be equal"):
+        pretrain(adopting(toy_profile(steps=0), "deep"))
+
+
 def test_explained_variance_of_known_predictions():
     class Known(MaskedAutoencoder):
         def forward(self, bold, masked):

@@ -54,6 +54,7 @@ def test_the_paper_profile_has_the_paper_s_sizes():
     assert (paper.stage_one.steps, paper.stage_one.batch_size, paper.stage_two.batch_size) == (1000, 14, 24)
     assert paper.stage_one.learning_rate == paper.stage_two.learning_rate == 2e-5
     assert "subject3/test2_9" in paper.data.exclude_runs
+    assert paper.pretraining.volumes_averaged == 10 and "rfMRI_REST1_LR_Atlas_MSMAll" in paper.pretraining.recordings
 
 
 def test_table_1():
@@ -104,6 +105,11 @@ def test_an_unknown_profile_lists_those_there_are():
         ("data.validation_segments", [18, 19], r"validation_segments is \[18, 19\].*training segments 1 to 18"),
         ("data.validation_segments", list(range(1, 19)), "some, not all"),
         ("data.subjects", [1, "2"], r"'data\.subjects\.1' is '2'"),
+        ("data.recordings", "mine.yaml", "data.recordings is 'mine.yaml', expected null where the data are simulated"),
+        ("data.recordings", 3, "'data.recordings' is 3"),
+        ("pretraining.volumes_averaged", 0, r"'pretraining\.volumes_averaged' is 0"),
+        ("pretraining.recordings", "/hcp/*.dtseries.nii", r"'pretraining\.recordings' is '/hcp/\*.dtseries.nii'"),
+        ("pretraining.recordings", "*.nii.gz", r"'pretraining\.recordings' is '\*.nii.gz'"),
         ("headline_row", 12, "headline_row is 12, expected one of the rows"),
         ("averaged_subjects", [4], r"averaged_subjects is \[4\]"),
         ("simulation", None, "simulated is True, expected a section 'simulation'"),

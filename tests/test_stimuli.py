@@ -48,6 +48,19 @@ def test_a_wrong_frame_rate(tmp_path):
         read_clips(write_film(tmp_path / "film.mp4", range(50), rate=25), 64)
 
 
+@pytest.mark.parametrize("rate", [3, 24, 25, 50, 60])
+@pytest.mark.parametrize("clips", [None, 3])
+def test_films_of_any_rate_are_read_where_that_is_wanted(tmp_path, rate, clips):
+    film = write_film(tmp_path / "film.mp4", range(6 * rate), rate=rate)
+    found = [frame_number(frame) for frame in read_clips(film, 64, clips, rate=None).reshape(-1, 64, 64, 3)]
+    np.testing.assert_allclose(found, np.arange(18) / 3 * rate, atol=0.5)  # the nearest frame
+
+
+def test_fewer_frames_than_a_clip_needs(tmp_path):
+    with pytest.raises(ValueError, match="2 frames per second; 3 or more"):
+        read_clips(write_film(tmp_path / "film.mp4", range(12), rate=2), 64, rate=None)
+
+
 def test_a_film_of_a_slightly_other_rate_is_picked_by_time(tmp_path):
     # 29.97 frames per second: after 100 s, 3 frames behind one that counts frames.
     from fractions import Fraction

@@ -1,13 +1,20 @@
 """nfx.training: the loop learns, resumes bit by bit, and stops at NaN."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import two_processes
+from safetensors.torch import load_file
 from torch import nn
 
-from nfx.training import device, finish, learning_rate_at, step_generator, train
+from nfx.paths import ROOT
+from nfx.training import Share, device, finish, learning_rate_at, step_generator, train
 
 
 class Stop(Exception):
@@ -20,7 +27,7 @@ def network():
     return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1))
 
 
-def loss(model, step, generator):
+def loss(model, step, generator, share):
     x = torch.randn(32, 4, generator=generator)
     error = (model(x) - x[:, :1]).square().mean()
     return {"loss": error, "size": x.abs().mean()}
@@ -36,10 +43,10 @@ def same(a, b):
 
 
 def stopping_at(stop):
-    def stopping(model, step, generator):
+    def stopping(model, step, generator, share):
         if step == stop:
             raise Stop
-        return loss(model, step, generator)
+        return loss(model, step, generator, share)
 
     return stopping
 
@@ -117,8 +124,8 @@ def test_an_unfinished_checkpoint_is_not_used(tmp_path):
 
 
 def test_nan_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    def turns_nan(model, step, generator):
-        values = loss(model, step, generator)
+    def turns_nan(model, step, generator, share):
+        values = loss(model, step, generator, share)
         return values | {"loss": values["loss"] * (math.nan if step == 23 else 1)}
 
     with pytest.raises(FloatingPointError, match="nan at step 23"):
@@ -151,9 +158,9 @@ def test_unknown_precision_is_an_error(tmp_path):
 def test_bf16_trains_and_keeps_float32_weights(tmp_path):
     seen = []
 
-    def looking(model, step, generator):
+    def looking(model, step, generator, share):
         seen.append(model[0](torch.ones(2, 4)).dtype)
-        return loss(model, step, generator)
+        return loss(model, step, generator, share)
 
     model = network().to(device())
     if device().type == "cuda":
@@ -166,9 +173,9 @@ def test_bf16_trains_and_keeps_float32_weights(tmp_path):
 def test_train_mode_inside_and_eval_mode_after(tmp_path):
     modes = []
 
-    def looking(model, step, generator):
+    def looking(model, step, generator, share):
         modes.append(model.training)
-        return loss(model, step, generator)
+        return loss(model, step, generator, share)
 
     model = network().eval()
     run(model, tmp_path, loss=looking, steps=2)
@@ -178,7 +185,7 @@ def test_train_mode_inside_and_eval_mode_after(tmp_path):
 def test_weight_decay_spares_vectors_and_scalars(tmp_path):
     model = nn.ParameterDict({"matrix": torch.ones(2, 2), "vector": torch.ones(2), "scalar": torch.tensor(1.0)})
 
-    def flat(model, step, generator):
+    def flat(model, step, generator, share):
         return {"loss": sum((p * 0).sum() for p in model.values())}
 
     run(model, tmp_path, loss=flat, weight_decay=0.5)
@@ -191,7 +198,7 @@ def test_step_generator_depends_on_seed_and_step_alone():
         return torch.rand(3, generator=step_generator(*numbers)).tolist()
 
     assert draw(1, 2) == draw(1, 2)
-    draws = [draw(seed, step) for seed in range(5) for step in range(5)] + [draw(1, 2, 1)]
+    draws = [draw(seed, step) for seed in range(5) for step in range(5)]
     assert len({tuple(d) for d in draws}) == len(draws)
 
 
@@ -202,3 +209,51 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert rates[100] == 0.0
     assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
     assert learning_rate_at(0, 10, 0, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("batch", [6, 7, 24])
+@pytest.mark.parametrize("of", [1, 2, 5, 6])
+def test_shares_are_the_batch_as_even_as_can_be(batch, of):
+    shares = [Share(index, of) for index in range(of)]
+    assert [row for share in shares for row in range(batch)[share.rows(batch)]] == list(range(batch))
+    counts = [share.count(batch) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    values = torch.randn(batch, generator=torch.Generator().manual_seed(0))
+    parts = [share.mean(values[share.rows(batch)].mean(), batch) for share in shares]
+    torch.testing.assert_close(torch.stack(parts).mean(), values.mean())
+
+
+def test_a_batch_smaller_than_its_shares_is_an_error():
+    with pytest.raises(ValueError, match="batch of 3 .* 4 passes"):
+        Share(0, 4).rows(3)
+
+
+def test_passes_after_one_another_make_the_same_training(tmp_path):
+    whole, passes = (two_processes.run(two_processes.denoising, tmp_path / str(n), n) for n in (1, 3))
+    for a, b in zip(whole.parameters(), passes.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    curves = [pd.read_csv(tmp_path / n / "denoising/curve.csv") for n in ("1", "3")]
+    pd.testing.assert_frame_equal(*curves, rtol=1e-5)
+
+
+def test_a_batch_is_not_gathered_from_passes(tmp_path):
+    with pytest.raises(ValueError, match="accumulate=1"):
+        two_processes.run(two_processes.contrastive, tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_training_as_one(tmp_path):
+    """Contrastive losses over the whole batch, DC-MAE's, and the denoising loss in passes; 7 rows a batch."""
+    together = tmp_path / "together"
+    script = Path(two_processes.__file__)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, together]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for make in (two_processes.contrastive, two_processes.pretraining, two_processes.denoising):
+        name = make.__name__
+        alone = dict(two_processes.run(make, tmp_path / "alone").named_parameters())
+        curves = [pd.read_csv(tmp_path / folder / name / "curve.csv") for folder in ("alone", "together")]
+        pd.testing.assert_frame_equal(*curves, rtol=1e-5, atol=1e-6)
+        for parameter, weight in load_file(together / f"{name}.safetensors").items():
+            torch.testing.assert_close(alone[parameter].detach(), weight, atol=1e-5, rtol=1e-4)

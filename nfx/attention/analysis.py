@@ -59,6 +59,7 @@ def stage_encoders(profile: Profile, subject: int) -> dict[str, FMRIEncoder]:
     from nfx.encoder import FMRIEncoder, interpolate_encoder
     from nfx.files import read_manifest
     from nfx.paths import work
+    from nfx.training import device
 
     row = profile.headline_row
     homes = {
@@ -71,7 +72,7 @@ def stage_encoders(profile: Profile, subject: int) -> dict[str, FMRIEncoder]:
     encoders = {stage: FMRIEncoder.from_pretrained(folder / part) for stage, (folder, part) in homes.items()}
     own = encoders["full"].config
     encoders["pre-trained"] = interpolate_encoder(encoders["pre-trained"], own.voxels, own.window)
-    return {stage: encoder.eval() for stage, encoder in encoders.items()}
+    return {stage: encoder.to(device()).eval() for stage, encoder in encoders.items()}
 
 
 def attention_of_stages(encoders: Mapping[str, FMRIEncoder], bold: np.ndarray) -> dict[str, dict[str, AttentionMaps]]:

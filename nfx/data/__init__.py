@@ -11,12 +11,15 @@ from nfx.data.dataset import (
     Run,
     Split,
     SubjectData,
+    clean_film,
+    film_weights,
     list_runs,
     load_subject,
     natural_sort,
     prepare_pretraining,
     prepare_stimuli,
     prepare_subject,
+    subject_runs,
 )
 from nfx.data.stimuli import read_clips
 from nfx.data.voxels import choose_voxels, grayordinate, hierarchy_order, networks, parcels, reproducibility
@@ -40,8 +43,10 @@ __all__ = [
     "SubjectData",
     "check_dataset",
     "choose_voxels",
+    "clean_film",
     "clean_run",
     "fetch_dataset",
+    "film_weights",
     "grayordinate",
     "hierarchy_order",
     "list_runs",
@@ -60,6 +65,7 @@ __all__ = [
     "simulate_dataset",
     "simulate_recordings",
     "split",
+    "subject_runs",
     "time_average",
     "windows",
 ]

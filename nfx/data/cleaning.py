@@ -1,4 +1,7 @@
-"""Trimming, detrending and z-scoring of one run (Section 4.2; the published data set's own procedure)."""
+"""Trimming, detrending and z-scoring of one run (Section 4.2; the published data set's own procedure).
+
+Recordings of another layout or repetition time are resampled to the film's clips instead of trimmed.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import warnings
 
 import numpy as np
 
+from nfx.data.stimuli import CLIP_SECONDS
+
 LAST_DROPPED = 4  # volumes of the static picture after the film
 FIRST_DROPPED = (1, 2)  # runs of 245 and of 246 volumes
 DEGREE = 4
+ROUNDING = 1e-6  # s by which sums of repetition times may miss the film's end
 BLOCK = 256  # columns cleaned at a time, so that float64 work stays in the cache
 
 
@@ -40,13 +46,18 @@ def clean_run(bold: np.ndarray, volumes: int = 240) -> np.ndarray:
         If columns are constant, saying how many.
     """
     cleaned, constant = detrend_and_z_score(trim(bold, volumes))
+    warn_of_constant(constant)
+    return cleaned
+
+
+def warn_of_constant(constant: np.ndarray) -> None:
+    """Warn the caller's caller if columns, bool (grayordinates,), are constant, saying how many."""
     if constant.any():
         warnings.warn(
             f"{int(constant.sum())} of {constant.size} columns are constant (up to a slow drift) and were set to 0",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return cleaned
 
 
 def trim(bold: np.ndarray, volumes: int = 240) -> np.ndarray:
@@ -62,6 +73,74 @@ def trim(bold: np.ndarray, volumes: int = 240) -> np.ndarray:
             f"1 or 2 and the last 4. Check the file and the profile's number of volumes"
         )
     return bold[first : first + volumes]
+
+
+def clip_weights(volumes: int, repetition_time: float, start: float, clips: int) -> np.ndarray:
+    """Weights that average the volumes of a recording to the film's clips, by how long they overlap.
+
+    Volume j was acquired from j TR to (j + 1) TR; to clip k go the 2 s from `start` + 2 k on. With a repetition time of
+    2 s and a start on a volume, each row picks one volume: the published trimming.
+
+    Parameters
+    ----------
+    volumes : int
+    repetition_time : float
+        TR, s.
+    start : float
+        Onset of the film in the recording plus the haemodynamic delay, s.
+    clips : int
+        Of 2 s.
+
+    Returns
+    -------
+    array of shape (clips, volumes), float64
+        Rows sum to 1.
+
+    Raises
+    ------
+    ValueError
+        If the recording begins after the first clip's 2 s do, or ends before the last clip's.
+    """
+    end, needed = volumes * repetition_time, start + clips * CLIP_SECONDS
+    if start < -ROUNDING:
+        raise ValueError(
+            f"The film's first clip needs what was acquired {-start:g} s before the recording begins (onset plus delay "
+            f"is {start:g} s); correct the onset or the delay, or exclude the run"
+        )
+    if needed > end + ROUNDING:
+        raise ValueError(
+            f"The run ends before the film does: {volumes} volumes of {repetition_time:g} s last {end:g} s, and "
+            f"{clips} clips with onset and delay need {needed:g} s; correct the events or exclude the run"
+        )
+    volume = np.arange(volumes) * repetition_time
+    clip = (start + np.arange(clips) * CLIP_SECONDS)[:, None]
+    overlap = np.minimum(volume + repetition_time, clip + CLIP_SECONDS) - np.maximum(volume, clip)
+    overlap = np.maximum(overlap, 0)
+    return overlap / overlap.sum(axis=1, keepdims=True)
+
+
+def resample(bold: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted means of volumes: (volumes, grayordinates) by weights (clips, volumes) to (clips, grayordinates),
+    float32."""
+    resampled = np.empty((len(weights), bold.shape[1]), np.float32)
+    for start in range(0, bold.shape[1], BLOCK):
+        part = slice(start, start + BLOCK)
+        resampled[:, part] = weights @ bold[:, part].astype(np.float64)
+    return resampled
+
+
+def average_volumes(bold: np.ndarray, count: int) -> np.ndarray:
+    """Means of `count` consecutive volumes: (volumes, grayordinates) to (volumes // count, grayordinates), same type.
+
+    What is left over at the end is dropped; with a count of 1 nothing is done.
+    """
+    if count == 1:
+        return bold
+    samples = len(bold) // count
+    if samples == 0:
+        raise ValueError(f"The recording has {len(bold)} volumes; {count} are averaged to one sample")
+    means = bold[: samples * count].reshape(samples, count, -1).mean(axis=1, dtype=np.float64)
+    return means.astype(bold.dtype)
 
 
 def polynomial_basis(volumes: int, degree: int = DEGREE) -> np.ndarray:

@@ -2,39 +2,63 @@
 
     video_fmri_dataset/stimuli/seg1.mp4 ... seg18.mp4, test1.mp4 ... test5.mp4
     video_fmri_dataset/subject1/fmri/seg1/cifti/seg1_1_Atlas.dtseries.nii ...
+
+Recordings of other films, prepared with fMRIPrep, go the same way: `derivatives.py`. What takes long is kept piece by
+piece while it is made (`pieces.py`), so that an interrupted call goes on where it was.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
+from os.path import relpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
+from nfx import paths
 from nfx.data.cifti import read_cifti
-from nfx.data.cleaning import detrend_and_z_score, trim
-from nfx.data.stimuli import CLIP_FRAMES, CLIP_SECONDS, read_clips
+from nfx.data.cleaning import average_volumes, clip_weights, detrend_and_z_score, resample, trim, warn_of_constant
+from nfx.data.pieces import discard, file_state, join, keep, open_pieces
+from nfx.data.stimuli import CLIP_FRAMES, CLIP_SECONDS, FRAME_RATE, read_clips
 from nfx.data.voxels import choose_voxels, correlation, grayordinate, hierarchy_order, parcels, t_test_of_correlations
 from nfx.data.windows import split, windows
-from nfx.files import MANIFEST, finished, load_arrays, save_arrays, write_atomically, write_manifest
+from nfx.files import finished, load_arrays, save_arrays
 from nfx.paths import data_set, work
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
 
 Brain = tuple[np.ndarray, np.ndarray]  # structure and vertex of each column of a recording
+CORRELATED_AT_ONCE = 4096  # columns
 _RUN_NAME = re.compile(r"((?:seg|test)\d+)_(\d+)_Atlas\.dtseries\.nii")
 
 
 class Run(NamedTuple):
-    """One recording: segment `seg1`, repeat 1 (from 1), and its file."""
+    """One showing of a film segment, and the recording that holds it.
+
+    Attributes
+    ----------
+    segment : str
+        `seg1`, `test1`, ...
+    repeat : int
+        From 1.
+    path : path of the recording
+    start : float or None
+        Of another layout, when in the recording the 2 s that go to the first clip begin: onset plus delay, s. None in
+        the published layout, where the number of volumes says it.
+    repetition_time : float
+        s. None if neither recording nor sidecar is there.
+    """
 
     segment: str
     repeat: int
     path: Path
+    start: float | None = None
+    repetition_time: float | None = CLIP_SECONDS
 
 
 class Split(NamedTuple):
@@ -98,6 +122,50 @@ def list_runs(root: str | Path, subject: int) -> list[Run]:
     return sorted(runs, key=lambda run: (_natural_key(run.segment), run.repeat))
 
 
+def subject_runs(profile: Profile, subject: int) -> list[Run]:
+    """A subject's showings that are there, in natural order, in the layout that the profile names.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the subject's folder is missing, or events and films do not match (`data.recordings`).
+    """
+    return [run for run in _showings(profile, subject) if run.path.is_file()]
+
+
+def film_weights(run: Run, volumes: int, clips: int) -> np.ndarray:
+    """Weights with which the volumes of a recording make the rows of a run: (clips, volumes), rows sum to 1.
+
+    In the published layout each row picks one volume, as `trim` does; in another see `clip_weights`.
+    """
+    if run.start is None:
+        return np.eye(volumes)[trim(np.arange(volumes)[:, None], clips)[:, 0]]
+    return clip_weights(volumes, run.repetition_time, run.start, clips)
+
+
+def clean_film(run: Run, bold: np.ndarray, clips: int) -> np.ndarray:
+    """`clean_run` in either layout: the film's part of a recording, without drift, z-scored.
+
+    Parameters
+    ----------
+    run : Run
+    bold : array of shape (volumes, grayordinates), the whole recording
+    clips : int
+
+    Returns
+    -------
+    array of shape (clips, grayordinates), float32
+    """
+    cleaned, constant = _clean(run, bold, clips)
+    warn_of_constant(constant)
+    return cleaned
+
+
+def _clean(run: Run, bold: np.ndarray, clips: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = trim(bold, clips) if run.start is None else resample(bold, film_weights(run, len(bold), clips))
+    return detrend_and_z_score(rows)
+
+
 # --- the film ------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +173,7 @@ def prepare_stimuli(profile: Profile) -> Path:
     """Write the film's clips to `work/<profile>/stimuli`, a segment at a time; nothing is done if they are there.
 
     Arrays: train_clips, test_clips (clips, 6, size, size, 3) uint8; train_segment, test_segment (clips,) int.
+    An interrupted call goes on with the next segment. Until the end it needs twice the disk: 13 GB at the paper's size.
     """
     data = profile.data
     if (data.frames, data.repetition_time) != (CLIP_FRAMES, CLIP_SECONDS):
@@ -113,31 +182,40 @@ def prepare_stimuli(profile: Profile) -> Path:
             f"{CLIP_FRAMES} frames in {CLIP_SECONDS} s (Section 4.2)"
         )
     folder = work(profile, "stimuli")
+    films = film_paths(profile)
     facts = _facts(profile, "frame_size", "train_segments", "test_segments", "train_volumes", "test_volumes")
+    if data.recordings is not None:
+        facts["films"] = {name: relpath(film, paths.ROOT) for name, film in films.items()}
     if finished(folder, facts):
         return folder
-    (folder / MANIFEST).unlink(missing_ok=True)
-    parts = {
-        "train": ([f"seg{n}" for n in range(1, data.train_segments + 1)], data.train_volumes),
-        "test": ([f"test{n}" for n in range(1, data.test_segments + 1)], data.test_volumes),
-    }
-    films = {name: data_set(profile) / "stimuli" / f"{name}.mp4" for names, _ in parts.values() for name in names}
     _require(profile, "film segments", list(films.values()))
-    names_written = []
-    for part, (names, volumes) in parts.items():
-        shape = (len(names) * volumes, CLIP_FRAMES, data.frame_size, data.frame_size, 3)
-        # Written in place on disk: the paper's training film is 5 GB.
-        with write_atomically(folder / f"{part}_clips.npy") as temporary:
-            clips = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-            for index, name in enumerate(tqdm(names, desc=f"{part} film", leave=False, mininterval=5)):
-                clips[index * volumes : (index + 1) * volumes] = read_clips(films[name], data.frame_size, volumes)
-            clips.flush()
-            del clips
-        with write_atomically(folder / f"{part}_segment.npy") as temporary:
-            np.save(temporary, np.repeat(np.arange(1, len(names) + 1), volumes))
-        names_written += [f"{part}_clips.npy", f"{part}_segment.npy"]
-    write_manifest(folder, facts, names_written)
+    pieces = open_pieces(folder, facts)
+    rate = FRAME_RATE if data.recordings is None else None
+    arrays: dict[str, np.ndarray | Path] = {}
+    for part, kind, volumes in (("test", "test", data.test_volumes), ("train", "seg", data.train_volumes)):
+        names = [name for name in films if name.startswith(kind)]
+        parts = [
+            keep(
+                pieces, name, file_state(films[name]), partial(read_clips, films[name], data.frame_size, volumes, rate)
+            )
+            for name in tqdm(names, desc=f"{part} film", leave=False, mininterval=5)
+        ]
+        arrays[f"{part}_clips"] = join(pieces / f"{part}_clips.npy", parts)
+        arrays[f"{part}_segment"] = np.repeat(np.arange(1, len(names) + 1), volumes)
+    save_arrays(folder, arrays, facts)
+    discard(folder)
     return folder
+
+
+def film_paths(profile: Profile) -> dict[str, Path]:
+    """The film of every segment, training segments first: {"seg1": path, ...}, whether or not it is there."""
+    if profile.data.recordings is not None:
+        from nfx.data import derivatives
+
+        return derivatives.film_paths(profile)
+    counts = {"seg": profile.data.train_segments, "test": profile.data.test_segments}
+    names = [f"{kind}{number}" for kind, count in counts.items() for number in range(1, count + 1)]
+    return {name: data_set(profile) / "stimuli" / f"{name}.mp4" for name in names}
 
 
 # --- the recordings ------------------------------------------------------------------------------------------
@@ -152,6 +230,8 @@ def prepare_subject(profile: Profile, subject: int) -> Path:
     z-scored by itself). Averages of repeats are not scaled again: a response keeps its size whether two
     training or ten test repeats are averaged.
 
+    An interrupted call goes on with the next segment; it keeps what it has, at the paper's size some 200 MB.
+
     Arrays: train_fmri, test_fmri (clips, voxels) float32; train_segment, test_segment (clips,) int; vertex
     (voxels,) int, grayordinates in the order of the visual hierarchy; and for every cortical vertex
     reproducibility_vertex, reproducibility_t, reproducibility_p, and constant_runs, the number of training runs
@@ -162,7 +242,8 @@ def prepare_subject(profile: Profile, subject: int) -> Path:
     FileNotFoundError
         If a run is missing that the profile does not exclude.
     ValueError
-        If a run is damaged, has another number of volumes or other vertices, or if no vertex is reproducible.
+        If a run is damaged, has another number of volumes or other vertices, or if no vertex is reproducible; with
+        `data.recordings`, if a film was not shown as often as the profile says, or a run ends before it.
     """
     data = profile.data
     if subject not in data.subjects:
@@ -170,11 +251,15 @@ def prepare_subject(profile: Profile, subject: int) -> Path:
     folder = work(profile, f"subject{subject}")
     keys = ("train_segments", "test_segments", "train_volumes", "test_volumes", "train_repeats", "test_repeats")
     facts = {"subject": subject, **_facts(profile, *keys, "validation_segments", "exclude_runs", "alpha", "keep")}
+    if data.recordings is not None:
+        runs = _showings(profile, subject)
+        facts["showings"] = [[*run[:2], relpath(run.path, paths.ROOT), *run[3:]] for run in runs]
     if finished(folder, facts):
         return folder
 
     train = _runs_by_segment(profile, subject, "seg", data.train_segments, data.train_repeats)
     test = _runs_by_segment(profile, subject, "test", data.test_segments, data.test_repeats)
+    pieces = open_pieces(folder, facts)
     brain = read_cifti(train[0][0].path)[1:]
     places = grayordinate(*brain)
     candidates = np.flatnonzero(places >= 0)
@@ -182,13 +267,13 @@ def prepare_subject(profile: Profile, subject: int) -> Path:
 
     held_out = set(data.validation_segments)
     trained_on = [runs for number, runs in enumerate(train, 1) if number not in held_out]
-    t, p, constant_runs = _reproducibility_of_runs(trained_on, data.train_volumes, candidates, brain)
+    t, p, constant_runs = _reproducibility_of_runs(pieces, trained_on, data.train_volumes, candidates, brain)
     chosen = np.flatnonzero(choose_voxels(t, p, data.alpha, data.keep))
     chosen = chosen[hierarchy_order(places[chosen])]
 
     arrays = {
-        "train_fmri": _averages(train, data.train_volumes, candidates[chosen], brain),
-        "test_fmri": _averages(test, data.test_volumes, candidates[chosen], brain),
+        "train_fmri": _averages(pieces, "train_fmri", train, data.train_volumes, candidates[chosen], brain),
+        "test_fmri": _averages(pieces, "test_fmri", test, data.test_volumes, candidates[chosen], brain),
         "train_segment": np.repeat(np.arange(1, len(train) + 1), data.train_volumes),
         "test_segment": np.repeat(np.arange(1, len(test) + 1), data.test_volumes),
         "vertex": places[chosen],
@@ -198,6 +283,7 @@ def prepare_subject(profile: Profile, subject: int) -> Path:
         "constant_runs": constant_runs,
     }
     save_arrays(folder, arrays, facts)
+    discard(folder)
     return folder
 
 
@@ -229,9 +315,11 @@ def load_subject(profile: Profile, subject: int) -> SubjectData:
 def prepare_pretraining(profile: Profile) -> Path:
     """Write the unlabelled recordings that the encoder is pre-trained on to `work/<profile>/pretraining/data`.
 
-    Every `.dtseries.nii` below the folder `hcp` beside the data set is read, in natural order, detrended and
-    z-scored whole (there is no film to trim to), and cut to V1-V4, as DC-MAE was trained (Section 3.1.1), in the
-    order of the visual hierarchy.
+    The files below the folder `hcp` beside the data set that match `pretraining.recordings` are read in natural order,
+    cut to V1-V4, as DC-MAE was trained (Section 3.1.1), in the order of the visual hierarchy. In each,
+    `pretraining.volumes_averaged` consecutive volumes are averaged (what is left over at the end is dropped), and the
+    averages detrended and z-scored whole: there is no film to trim to. An interrupted call goes on with the next
+    recording; at the paper's size the arrays take 2 GB, and until the end twice that.
 
     Arrays: fmri (volumes, voxels) float32, recordings after one another; recording (volumes,) int, from 1; vertex
     (voxels,) int, grayordinates.
@@ -241,29 +329,49 @@ def prepare_pretraining(profile: Profile) -> Path:
     FileNotFoundError
         If there is no recording.
     ValueError
-        If a recording is damaged, or has other vertices than the first.
+        If a recording is damaged or too short, or has other vertices than the first.
     """
     folder = work(profile, "pretraining", "data")
     root = data_set(profile).parent / "hcp"
-    names = natural_sort(path.relative_to(root).as_posix() for path in root.rglob("*.dtseries.nii"))
+    settings = profile.pretraining
+    names = natural_sort(path.relative_to(root).as_posix() for path in root.glob(settings.recordings))
     facts = {"recordings": names, **_facts(profile)}
+    if settings.volumes_averaged > 1:  # so that what was prepared before there was this setting stays finished
+        facts["volumes_averaged"] = settings.volumes_averaged
     if finished(folder, facts):
         return folder
     if not names:
         made = f"notebook 01 with profile='{profile.name}' simulates them" if profile.simulated else "put HCP's there"
-        raise FileNotFoundError(f"{root} holds no recording (.dtseries.nii) to pre-train on; {made}")
+        raise FileNotFoundError(
+            f"{root} holds no recording ({settings.recordings}) to pre-train on; {made} (docs/pretraining.md)"
+        )
     brain = read_cifti(root / names[0])[1:]
     places = grayordinate(*brain)
     early = np.flatnonzero(np.isin(parcels(places), [f"{side}_V{n}" for side in "LR" for n in (1, 2, 3, 4)]))
     if early.size == 0:
         raise ValueError(f"{root / names[0]} has no vertex in V1-V4; expected fsLR-32k cortex")
     early = early[hierarchy_order(places[early])]
-    cleaned = []
-    for name in tqdm(names, desc="recordings", leave=False, mininterval=5):
+
+    def samples(name: str) -> np.ndarray:
         bold = _read_columns(root / name, early, brain)
-        cleaned.append(detrend_and_z_score(bold)[0])
-    recording = np.repeat(np.arange(1, len(names) + 1), [len(bold) for bold in cleaned])
-    save_arrays(folder, {"fmri": np.concatenate(cleaned), "recording": recording, "vertex": places[early]}, facts)
+        try:
+            return detrend_and_z_score(average_volumes(bold, settings.volumes_averaged))[0]
+        except ValueError as error:
+            raise ValueError(f"{root / name}: {error}") from error
+
+    pieces = open_pieces(folder, facts)
+    parts = [
+        keep(pieces, f"{number:05d}", [file_state(root / name), early, *brain], partial(samples, name))
+        for number, name in enumerate(tqdm(names, desc="recordings", leave=False, mininterval=5), 1)
+    ]
+    lengths = [len(np.load(part, mmap_mode="r")) for part in parts]
+    arrays = {
+        "fmri": join(pieces / "fmri.npy", parts),
+        "recording": np.repeat(np.arange(1, len(names) + 1), lengths),
+        "vertex": places[early],
+    }
+    save_arrays(folder, arrays, facts)
+    discard(folder)
     return folder
 
 
@@ -277,7 +385,7 @@ def _facts(profile: Profile, *keys: str) -> dict[str, Any]:
 
 def _runs_by_segment(profile: Profile, subject: int, kind: str, segments: int, repeats: int) -> list[list[Run]]:
     """The runs to use of each segment, in order; a missing one is an error unless the profile excludes it."""
-    there = {(run.segment, run.repeat): run for run in _listed(profile, subject)}
+    there = {(run.segment, run.repeat): run for run in _showings(profile, subject)}
     excluded = _excluded(profile.data.exclude_runs, subject)
     wanted = [
         [(f"{kind}{number}", repeat) for repeat in range(1, repeats + 1) if (f"{kind}{number}", repeat) not in excluded]
@@ -286,18 +394,24 @@ def _runs_by_segment(profile: Profile, subject: int, kind: str, segments: int, r
     for number, names in enumerate(wanted, 1):
         if not names:
             raise ValueError(f"data.exclude_runs leaves no run of subject{subject}/{kind}{number}; keep at least one")
+    missing = [name for names in wanted for name in names if name not in there]
+    if missing and profile.data.recordings is not None:
+        from nfx.data import derivatives
+
+        raise ValueError(derivatives.shown_too_rarely(profile, subject, missing[0][0], repeats))
     folder = data_set(profile) / f"subject{subject}" / "fmri"
-    missing = [
-        folder / segment / "cifti" / f"{segment}_{repeat}_Atlas.dtseries.nii"
-        for names in wanted
-        for segment, repeat in names
-        if (segment, repeat) not in there
-    ]
-    _require(profile, "recordings", missing)
+    needed = [folder / segment / "cifti" / f"{segment}_{repeat}_Atlas.dtseries.nii" for segment, repeat in missing]
+    needed += [there[name].path for names in wanted for name in names if name in there]
+    _require(profile, "recordings", needed)
     return [[there[name] for name in names] for names in wanted]
 
 
-def _listed(profile: Profile, subject: int) -> list[Run]:
+def _showings(profile: Profile, subject: int) -> list[Run]:
+    """A subject's showings; with `data.recordings` those too whose recording is missing."""
+    if profile.data.recordings is not None:
+        from nfx.data import derivatives
+
+        return derivatives.showings(profile, subject)
     try:
         return list_runs(data_set(profile), subject)
     except FileNotFoundError as error:
@@ -316,8 +430,8 @@ def _excluded(names: Iterable[str], subject: int) -> set[tuple[str, int]]:
     return excluded
 
 
-def _require(profile: Profile, what: str, paths: Sequence[Path]) -> None:
-    missing = [path for path in paths if not path.is_file()]
+def _require(profile: Profile, what: str, needed: Sequence[Path]) -> None:
+    missing = [path for path in needed if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 1} more {what}" if len(missing) > 1 else ""
         raise FileNotFoundError(f"{missing[0]}{more} missing. {_remedy(profile)}")
@@ -326,6 +440,8 @@ def _require(profile: Profile, what: str, paths: Sequence[Path]) -> None:
 def _remedy(profile: Profile) -> str:
     if profile.simulated:
         return f"The simulator writes it: run notebooks/01_data_preparation.ipynb with profile='{profile.name}'"
+    if profile.data.recordings is not None:
+        return f"{profile.data.recordings} says where films, events and recordings are (docs/other_data.md)"
     return f"Put the published data set (doi:10.4231/R7SF2TCW) in {data_set(profile)}"
 
 
@@ -333,7 +449,7 @@ def _read_run(run: Run, volumes: int, columns: np.ndarray, brain: Brain) -> tupl
     """Some columns of a run, cleaned, (volumes, columns) float32, and which of them are constant."""
     bold = _read_columns(run.path, columns, brain)
     try:
-        return detrend_and_z_score(trim(bold, volumes))
+        return _clean(run, bold, volumes)
     except ValueError as error:
         raise ValueError(f"{run.path}: {error}") from error
 
@@ -347,29 +463,48 @@ def _read_columns(path: Path, columns: np.ndarray, brain: Brain) -> np.ndarray:
 
 
 def _reproducibility_of_runs(
-    segments: Sequence[Sequence[Run]], volumes: int, columns: np.ndarray, brain: Brain
+    pieces: Path, segments: Sequence[Sequence[Run]], volumes: int, columns: np.ndarray, brain: Brain
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """t and p of `reproducibility` over the segments with two repeats, and in how many runs a column is constant."""
-    constant_runs = np.zeros(len(columns), int)
-    correlations = []
     pairs = [runs[:2] for runs in segments if len(runs) >= 2]
-    for pair in tqdm(pairs, desc="reproducibility", leave=False, mininterval=5):
+    if len(pairs) < 2:
+        raise ValueError(f"{len(pairs)} training segments have two repeats; the reproducibility test needs two or more")
+
+    def compare(pair: Sequence[Run]) -> np.ndarray:
+        """Correlation of the repeats, and number of constant runs, of every column: (2, columns)."""
         (first, constant_first), (second, constant_second) = (_read_run(run, volumes, columns, brain) for run in pair)
-        correlations.append(correlation(first, second))
-        constant_runs += constant_first.astype(int) + constant_second
-    if len(correlations) < 2:
-        raise ValueError(
-            f"{len(correlations)} training segments have two repeats; the reproducibility test needs two or more"
-        )
-    return *t_test_of_correlations(np.stack(correlations)), constant_runs
+        r = np.empty(len(columns))
+        for start in range(0, len(columns), CORRELATED_AT_ONCE):  # in float64
+            part = slice(start, start + CORRELATED_AT_ONCE)
+            r[part] = correlation(first[:, part], second[:, part])
+        return np.stack([r, constant_first.astype(float) + constant_second])
+
+    parts = [
+        keep(pieces, f"reproducibility_{pair[0].segment}", _inputs(pair, columns, brain), partial(compare, pair))
+        for pair in tqdm(pairs, desc="reproducibility", leave=False, mininterval=5)
+    ]
+    correlations, constant = np.stack([np.load(part) for part in parts], axis=1)
+    return *t_test_of_correlations(correlations), constant.sum(axis=0).astype(int)
 
 
-def _averages(segments: Sequence[Sequence[Run]], volumes: int, columns: np.ndarray, brain: Brain) -> np.ndarray:
-    """The mean over repeats of each segment, segments after one another: (clips, voxels) float32."""
-    averages = []
-    for runs in tqdm(segments, desc="averages", leave=False, mininterval=5):
+def _averages(
+    pieces: Path, name: str, segments: Sequence[Sequence[Run]], volumes: int, columns: np.ndarray, brain: Brain
+) -> Path:
+    """The mean over repeats of each segment, segments after one another: a file of (clips, voxels) float32."""
+
+    def mean(runs: Sequence[Run]) -> np.ndarray:
         total = np.zeros((volumes, len(columns)))
         for run in runs:
             total += _read_run(run, volumes, columns, brain)[0]
-        averages.append((total / len(runs)).astype(np.float32))
-    return np.concatenate(averages)
+        return (total / len(runs)).astype(np.float32)
+
+    parts = [
+        keep(pieces, f"mean_{runs[0].segment}", _inputs(runs, columns, brain), partial(mean, runs))
+        for runs in tqdm(segments, desc="averages", leave=False, mininterval=5)
+    ]
+    return join(pieces / f"{name}.npy", parts)
+
+
+def _inputs(runs: Sequence[Run], columns: np.ndarray, brain: Brain) -> list[Any]:
+    """What a piece made from some columns of runs depends on beside the facts."""
+    return [[[*file_state(run.path), run.start, run.repetition_time] for run in runs], columns, *brain]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,7 +18,7 @@ RATE_TOLERANCE = 0.1  # 29.97 passes: frames are picked by their time
 LENGTH_TOLERANCE = 0.25  # s by which a film may miss the expected number of clips
 
 
-def read_clips(mp4: str | Path, size: int, clips: int | None = None) -> np.ndarray:
+def read_clips(mp4: str | Path, size: int, clips: int | None = None, rate: float | None = FRAME_RATE) -> np.ndarray:
     """Read a film as clips: the frames at 0, 1/3, ..., 5/3 s of every 2 s (0, 10, ..., 50 of 60).
 
     Frames are picked by presentation time, counted from the first frame shown, and only those six are kept.
@@ -25,12 +27,15 @@ def read_clips(mp4: str | Path, size: int, clips: int | None = None) -> np.ndarr
 
     Parameters
     ----------
-    mp4 : path of a film at 30 frames per second
+    mp4 : path of a film
     size : int
         Height and width of the result, pixels.
     clips : int, optional
         Expected number of clips. With it the film may be up to 0.25 s longer or shorter than 2 s each (some
         films end a few frames late); without it, its length must be a whole number of clips.
+    rate : float, optional
+        Frames per second that the film must have, 30 in the published data set; None: any from 3 on. The frame picked
+        is the first that comes no earlier than half a frame before its time.
 
     Returns
     -------
@@ -48,49 +53,69 @@ def read_clips(mp4: str | Path, size: int, clips: int | None = None) -> np.ndarr
         raise FileNotFoundError(f"{path} does not exist; expected a film of the stimuli (.mp4)")
     if size < 1:
         raise ValueError(f"The size of a frame is 1 pixel or more, not {size}")
-    step, frame_time = CLIP_SECONDS / CLIP_FRAMES, 1 / FRAME_RATE
-    picked: list[np.ndarray] = []
-    time = -frame_time
+    step, frame_time = CLIP_SECONDS / CLIP_FRAMES, 1 / _rate(path, rate)
+    # Of a film of known length the clips are filled in place: at the paper's size they are 283 MB a segment.
+    picked: Any = [] if clips is None else np.empty((clips * CLIP_FRAMES, size, size, 3), np.uint8)
+    count, time = 0, -frame_time
     for time, frame in _frames(path):
-        wanted = len(picked) * step
-        if time < wanted - frame_time / 2 or (clips is not None and len(picked) == clips * CLIP_FRAMES):
+        wanted = count * step
+        if time < wanted - frame_time / 2 or (clips is not None and count == clips * CLIP_FRAMES):
             continue  # between two picks, or after the last; decoded all the same, for the film's length
         if time > wanted + frame_time:
             raise ValueError(f"{path} lacks a frame at {wanted:.2f} s (the next: {time:.2f} s); fetch or make it again")
-        picked.append(_squeeze(frame.to_ndarray(format="rgb24"), size))
-    _check_length(path, time + frame_time, clips)
-    count = round((time + frame_time) / CLIP_SECONDS) if clips is None else clips
-    if len(picked) != count * CLIP_FRAMES:
-        raise ValueError(f"{path} gave {len(picked)} frames at 3 per second; {count * CLIP_FRAMES} were expected")
-    return np.stack(picked).reshape(count, CLIP_FRAMES, size, size, 3)
+        image = _squeeze(frame.to_ndarray(format="rgb24"), size)
+        if clips is None:
+            picked.append(image)
+        else:
+            picked[count] = image
+        count += 1
+    _check_length(path, time + frame_time, clips, frame_time)
+    expected = round((time + frame_time) / CLIP_SECONDS) if clips is None else clips
+    if count != expected * CLIP_FRAMES:
+        raise ValueError(f"{path} gave {count} frames at 3 per second; {expected * CLIP_FRAMES} were expected")
+    return np.asarray(picked).reshape(expected, CLIP_FRAMES, size, size, 3)
 
 
-def _frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames with their time in seconds from the first one; one frame in memory at a time."""
+def _rate(path: Path, expected: float | None) -> float:
+    """Frames per second of a film, by its header; refused if they are not those expected."""
+    with _opened(path) as stream:
+        rate = float(stream.average_rate or 0)
+    if expected is not None and abs(rate - expected) > RATE_TOLERANCE:
+        raise ValueError(f"{path} runs at {rate:g} frames per second; {expected:g} were expected")
+    if rate < CLIP_FRAMES / CLIP_SECONDS:
+        raise ValueError(f"{path} runs at {rate:g} frames per second; 3 or more were expected")
+    return rate if expected is None else expected
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The video stream of a film."""
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise ValueError(f"{path} has no video stream; expected a film at {FRAME_RATE:g} frames per second")
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or 0)
-            if abs(rate - FRAME_RATE) > RATE_TOLERANCE:
-                raise ValueError(f"{path} runs at {rate:g} frames per second; {FRAME_RATE:g} were expected")
-            first = None
-            for frame in container.decode(stream):
-                if frame.time is None:
-                    raise ValueError(f"{path} has a frame without a presentation time; expected a constant-rate film")
-                first = frame.time if first is None else first
-                yield frame.time - first, frame
+                raise ValueError(f"{path} has no video stream; expected a film")
+            yield container.streams.video[0]
     except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a film ({error}); fetch or make it again") from error
 
 
-def _check_length(path: Path, seconds: float, clips: int | None) -> None:
+def _frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Decoded frames with their time in seconds from the first one; one frame in memory at a time."""
+    with _opened(path) as stream:
+        first = None
+        for frame in stream.container.decode(stream):
+            if frame.time is None:
+                raise ValueError(f"{path} has a frame without a presentation time; expected a constant-rate film")
+            first = frame.time if first is None else first
+            yield frame.time - first, frame
+
+
+def _check_length(path: Path, seconds: float, clips: int | None, frame_time: float) -> None:
     """Refuse a film that is not a whole number of clips, or not the expected number."""
     if clips is not None and abs(seconds - clips * CLIP_SECONDS) > LENGTH_TOLERANCE:
         raise ValueError(f"{path} lasts {seconds:.2f} s; {clips} clips of {CLIP_SECONDS:g} s were expected")
     whole = round(seconds / CLIP_SECONDS)
-    if clips is None and (whole < 1 or abs(seconds - whole * CLIP_SECONDS) > 0.5 / FRAME_RATE):
+    if clips is None and (whole < 1 or abs(seconds - whole * CLIP_SECONDS) > 0.5 * frame_time):
         raise ValueError(f"{path} lasts {seconds:.2f} s, which is not a whole number of {CLIP_SECONDS:g}-s clips")
 
 

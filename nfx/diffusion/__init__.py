@@ -2,6 +2,7 @@
 
 from nfx.diffusion.fine_tuning import decode, stage_one, stage_two, trainable_parameters
 from nfx.diffusion.inflation import VideoUNet, inflate
+from nfx.diffusion.long_video import decode_long, seam_ratio
 from nfx.diffusion.noise import add_noise, denoising_loss, dependent_noise, training_target
 from nfx.diffusion.pipeline import NeuralFlixPipeline, NeuralFlixPipelineOutput
 
@@ -11,9 +12,11 @@ __all__ = [
     "VideoUNet",
     "add_noise",
     "decode",
+    "decode_long",
     "denoising_loss",
     "dependent_noise",
     "inflate",
+    "seam_ratio",
     "stage_one",
     "stage_two",
     "trainable_parameters",

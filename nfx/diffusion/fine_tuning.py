@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +29,11 @@ from nfx.files import (
     load_arrays,
     read_manifest,
     require_exact_weights,
-    sha256,
     source_digest,
     write_manifest,
 )
-from nfx.training import Loss, finish, train
+from nfx.training import WHOLE, Loss, Share, finish, first_process, first_process_first, train
+from nfx.weights import file_digests
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
@@ -55,18 +56,28 @@ def trainable_parameters(unet: VideoUNet) -> list[nn.Parameter]:
 
 
 def denoising_step(
-    unet: nn.Module, scheduler: Any, latents: Tensor, condition: Tensor, beta: float, generator: torch.Generator
+    unet: nn.Module,
+    scheduler: Any,
+    latents: Tensor,
+    condition: Tensor,
+    beta: float,
+    generator: torch.Generator,
+    share: Share = WHOLE,
 ) -> Tensor:
     """Eq. 5 at a random step of each clip, with dependent noise; a scalar.
 
-    ``latents`` are scaled, (batch, channels, frames, height, width); ``condition`` is (batch, tokens, token dim). The
-    noise is drawn on the CPU, so that a seed means the same numbers on every device.
+    ``latents`` are scaled, (batch, channels, frames, height, width). The noise is drawn for all of them and on the
+    CPU, so that a seed means the same numbers on every device and for every ``share`` of the batch. Only the share's
+    rows pass the UNet; ``condition`` is theirs, (rows, tokens, token dim), and the scalar their part of the mean.
     """
-    t = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
+    batch, rows = len(latents), share.rows(len(latents))
+    t = torch.randint(scheduler.config.num_train_timesteps, (batch,), generator=generator)[rows]
+    noise = dependent_noise(latents.shape, beta, generator).to(latents)[rows]
     alpha_bar = scheduler.alphas_cumprod.cpu()[t].to(latents.device)
-    noise = dependent_noise(latents.shape, beta, generator).to(latents)
+    latents = latents[rows]
     predicted = unet(add_noise(latents, noise, alpha_bar), t.to(latents.device), condition).sample
-    return denoising_loss(predicted, training_target(scheduler.config.prediction_type, latents, noise, alpha_bar))
+    target = training_target(scheduler.config.prediction_type, latents, noise, alpha_bar)
+    return share.mean(denoising_loss(predicted, target), batch)
 
 
 def caption_loss(
@@ -94,15 +105,15 @@ def caption_loss(
         States of the empty caption, (tokens, token dim), which take a caption's place with probability ``dropout``.
     """
 
-    def loss(unet: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(unet: nn.Module, step: int, generator: torch.Generator, share: Share = WHOLE) -> dict[str, Tensor]:
         clip = torch.randint(len(latents), (batch_size,), generator=generator).numpy()
         frame = torch.randint(caption.shape[1], (batch_size,), generator=generator).numpy()
         dropped = torch.rand(batch_size, generator=generator) < dropout
         condition = torch.from_numpy(caption_tokens[caption[clip, frame]])
-        condition = torch.where(dropped[:, None, None], empty, condition)
+        condition = torch.where(dropped[:, None, None], empty, condition)[share.rows(batch_size)]
         target = next(unet.parameters()).device
         clips = _videos(latents[clip]).to(target)
-        return {"loss": denoising_step(unet, scheduler, clips, condition.to(target), beta, generator)}
+        return {"loss": denoising_step(unet, scheduler, clips, condition.to(target), beta, generator, share)}
 
     return loss
 
@@ -117,14 +128,14 @@ def fmri_loss(
     condition of guidance.
     """
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(model: nn.Module, step: int, generator: torch.Generator, share: Share = WHOLE) -> dict[str, Tensor]:
         clip = torch.randint(len(latents), (batch_size,), generator=generator).numpy()
         dropped = torch.rand(batch_size, generator=generator) < dropout
         bold = torch.from_numpy(windows[clip]).masked_fill(dropped[:, None, None], 0.0)
         target = next(model.parameters()).device
-        condition = model["fmri_encoder"](bold.to(target))
+        condition = model["fmri_encoder"](bold[share.rows(batch_size)].to(target))
         clips = _videos(latents[clip]).to(target)
-        return {"loss": denoising_step(model["unet"], scheduler, clips, condition, beta, generator)}
+        return {"loss": denoising_step(model["unet"], scheduler, clips, condition, beta, generator, share)}
 
     return loss
 
@@ -153,7 +164,10 @@ def stage_one(profile: Profile, beta: float | None) -> Path:
     folder = paths.work(profile, "stage1", f"beta_{'none' if beta is None else beta}")
     folder.mkdir(parents=True, exist_ok=True)
     # Rows of Table 1 run side by side and share stage one: the first trains it, the others wait for it.
-    with FileLock(folder / ".lock"):
+    with ExitStack() as held:
+        with first_process_first():
+            if first_process():
+                held.enter_context(FileLock(folder / ".lock"))
         facts = {
             "training": "stage one: captions",
             "beta": beta,
@@ -183,6 +197,8 @@ def stage_one(profile: Profile, beta: float | None) -> Path:
         require_exact_weights(report, base, "UNet2DConditionModel")
         unet = inflate(image_unet)
         trainable_parameters(unet)
+        if profile.training.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         targets = load_arrays(paths.work(profile, "targets"), "train_latents", "train_caption", "caption_tokens")
         training = _training_clips(profile, len(targets["train_latents"]))
         loss = caption_loss(
@@ -196,8 +212,9 @@ def stage_one(profile: Profile, beta: float | None) -> Path:
             dropout=profile.stage_two.condition_dropout,
         )
         _train(unet, loss, profile, profile.stage_one, folder, facts, f"stage one, beta {beta}")
-        unet.save_pretrained(folder / "unet")
-        write_manifest(folder, facts, ["unet/config.json", *_weights(folder, "unet"), "curve.csv"])
+        if first_process():
+            unet.save_pretrained(folder / "unet")
+            write_manifest(folder, facts, ["unet/config.json", *_weights(folder, "unet"), "curve.csv"])
         finish(folder)
     return folder
 
@@ -264,6 +281,9 @@ def stage_two(profile: Profile, subject: int, row: int, time_averaged: bool = Fa
     encoder = FMRIEncoder.from_pretrained(encoder_folder / "encoder")
     unet = VideoUNet.from_pretrained(first / "unet")
     trainable_parameters(unet)
+    if profile.training.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+        encoder.enable_gradient_checkpointing()
     base = paths.snapshot(profile.models.stable_diffusion)
     scheduler = load_scheduler(base)
     latents = load_arrays(paths.work(profile, "targets"), "train_latents")["train_latents"]
@@ -284,17 +304,18 @@ def stage_two(profile: Profile, subject: int, row: int, time_averaged: bool = Fa
     model = nn.ModuleDict({"unet": unet, "fmri_encoder": encoder})
     _train(model, loss, profile, profile.stage_two, folder, facts, f"stage two, subject {subject}, row {row}")
 
-    pipeline = NeuralFlixPipeline(
-        vae=AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32),
-        unet=unet,
-        fmri_encoder=encoder,
-        scheduler=scheduler,
-        beta=beta or 0.0,
-        frames=profile.data.frames,
-        frame_size=profile.data.frame_size,
-    )
-    pipeline.save_pretrained(folder / "pipeline")
-    write_manifest(folder / "pipeline", facts)
+    if first_process():
+        pipeline = NeuralFlixPipeline(
+            vae=AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=torch.float32),
+            unet=unet,
+            fmri_encoder=encoder,
+            scheduler=scheduler,
+            beta=beta or 0.0,
+            frames=profile.data.frames,
+            frame_size=profile.data.frame_size,
+        )
+        pipeline.save_pretrained(folder / "pipeline")
+        write_manifest(folder / "pipeline", facts)
     finish(folder)
     return folder
 
@@ -387,6 +408,7 @@ def _train(
         folder=folder,
         checkpoint_every=profile.training.checkpoint_every,
         precision=profile.training.precision,
+        accumulate=profile.training.accumulate,
         description=description,
         facts=facts,
     )
@@ -428,12 +450,11 @@ def _file_digests(folder: Path, prefix: str) -> dict[str, str]:
     return found
 
 
-def _snapshot_digests(name: str) -> dict[str, str] | str:
-    """Digests of the files that are used of a Stable Diffusion snapshot; its name if it is not a folder here."""
-    folder = Path(paths.snapshot(name))
-    if not folder.is_dir():
-        return name
-    parts = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
-    files = [file for part in parts for file in sorted((folder / part).glob("*"))]
-    kept = [file for file in files if file.suffix in {".safetensors", ".json", ".txt"}]
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in kept}
+def _snapshot_digests(name: str) -> dict[str, str]:
+    """Digests of the files that are used of a Stable Diffusion snapshot."""
+    parts, kinds = {"unet", "vae", "scheduler", "text_encoder", "tokenizer"}, {".safetensors", ".json", ".txt"}
+
+    def used(file: str) -> bool:
+        return len(Path(file).parts) == 2 and Path(file).parts[0] in parts and Path(file).suffix in kinds
+
+    return file_digests(name, used)

@@ -14,6 +14,7 @@ from nfx.encoder.augmentation import spatial_mask, temporal_interpolation
 from nfx.encoder.losses import info_nce, retrieval
 from nfx.encoder.model import FMRIEncoder, interpolate_encoder
 from nfx.encoder.pretraining import array_digests, record_scores, result_files
+from nfx.training import WHOLE, Share, finish, first_process, train
 
 if TYPE_CHECKING:
     from nfx.profile import Profile, Row
@@ -78,6 +79,7 @@ def contrastive_loss(
     row: Row,
     projection: Tensor,
     generator: torch.Generator | None = None,
+    share: Share = WHOLE,
 ) -> dict[str, Tensor]:
     """Overall loss of phase 1, Eqs. 2 and 3: mu_spa L_spa + mu_tem L_tem + L_emb.
 
@@ -99,6 +101,8 @@ def contrastive_loss(
     projection : Tensor of shape (dim, token_dim)
         CLIP's text projection, see `pooled`.
     generator : torch.Generator, optional
+    share : Share
+        Of several processes, the rows that pass the encoder here. Everything else is the whole batch's.
 
     Returns
     -------
@@ -112,8 +116,9 @@ def contrastive_loss(
         views["spatial"] = spatial_mask(tokens, row.spatial_ratio, generator)
     if row.temporal_ratio is not None and row.temporal_weight is not None:
         views["temporal"] = temporal_interpolation(tokens, row.temporal_ratio, generator)
-    encoded = encoder.encode(torch.cat([tokens, *views.values()]))
-    original, *augmented = pooled(encoded, projection).chunk(1 + len(views))
+    encoded = encoder.encode(torch.cat([view[share.rows(len(bold))] for view in (tokens, *views.values())]))
+    vectors = pooled(encoded, projection).chunk(1 + len(views))
+    original, *augmented = (share.gather(rows, len(bold)) for rows in vectors)
     losses = {name: info_nce(original, view, temperature) for name, view in zip(views, augmented, strict=True)}
     losses["text"] = info_nce(original, text_embedding, temperature)
     losses["image"] = info_nce(original, image_embedding, temperature)
@@ -213,7 +218,6 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
     from nfx.data.targets import text_head
     from nfx.files import finished, read_manifest, source_digest, write_manifest
     from nfx.paths import work
-    from nfx.training import finish, train
 
     row = profile.encoder_row(row)
     folder = work(profile, "encoder", f"subject{subject}_row{row}" + "_averaged" * time_averaged)
@@ -250,12 +254,14 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
             f"'{profile.name}' is {profile.encoder.token_dim}; the fMRI tokens take their place, so they must be equal"
         )
     start_as_text(encoder, head.norm_weight, head.norm_bias)
+    if profile.training.gradient_checkpointing:
+        encoder.enable_gradient_checkpointing()
     model = ContrastiveModel(encoder, settings.temperature, head.projection)
 
     def score(step: int) -> None:
         record_scores(folder / "scores.csv", step, retrieval_scores(encoder, training, validation, head.projection))
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(model: nn.Module, step: int, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
         if step % math.ceil(settings.steps / EVALUATIONS) == 0:
             score(step)
         model.clip_temperature()
@@ -264,7 +270,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         arrays = windows[chosen], text[chosen, frame], image[chosen, frame]
         batch = [torch.from_numpy(array).to(model.log_temperature.device) for array in arrays]
         values = contrastive_loss(
-            model.encoder, *batch, model.log_temperature, augmentation, model.projection, generator
+            model.encoder, *batch, model.log_temperature, augmentation, model.projection, generator, share
         )
         return values | {"temperature": model.log_temperature.exp()}
 
@@ -275,8 +281,9 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         description=f"encoder, subject {subject}, row {row}",
     )  # fmt: skip
     score(settings.steps)
-    encoder.save_pretrained(folder / "encoder")
-    write_manifest(folder, facts, files=result_files(folder))
+    if first_process():
+        encoder.save_pretrained(folder / "encoder")
+        write_manifest(folder, facts, files=result_files(folder))
     finish(folder)
     return folder / "encoder"
 

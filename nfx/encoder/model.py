@@ -130,6 +130,8 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         If a size is not positive, or dim is not an even multiple of the heads.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -160,6 +162,7 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         self.embed = nn.Linear(patch_size, dim)
         self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.gradient_checkpointing = False  # set by diffusers' enable_gradient_checkpointing
         self.head = Head(window * self.patches, dim, tokens, token_dim)
         self.register_buffer("positions", sin_cos_positions(self.patches, dim))
         _initialise(self.embed)
@@ -185,7 +188,8 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
     def transform(self, tokens: Tensor) -> Tensor:
         """The layers and the last norm, for tokens (batch, frames, patches, dim), any of them, with positions added."""
         for layer in self.layers:
-            tokens = layer(tokens)
+            checkpointed = self.gradient_checkpointing and torch.is_grad_enabled()
+            tokens = self._gradient_checkpointing_func(layer, tokens) if checkpointed else layer(tokens)
         return self.norm(tokens)
 
     def encode(self, tokens: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nfx.encoder.losses import info_nce_one_way
 from nfx.encoder.model import FMRIEncoder, Layer, sin_cos_positions
+from nfx.training import WHOLE, Share, finish, first_process, first_process_first, step_generator, train
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
@@ -96,6 +97,7 @@ def dc_mae_loss(
     contrast_weight: float,
     temperature: float,
     generator: torch.Generator | None = None,
+    share: Share = WHOLE,
 ) -> dict[str, Tensor]:
     """Loss of DC-MAE: reconstruction + contrast_weight * (self / 2 + cross / 2).
 
@@ -110,6 +112,8 @@ def dc_mae_loss(
     mask_ratio : float (paper: 0.75)
     contrast_weight, temperature : float (DC-MAE: 0.5, 0.1)
     generator : torch.Generator, optional
+    share : Share
+        Of several processes, the rows that pass the network here. The losses are the whole batch's.
 
     Returns
     -------
@@ -117,12 +121,14 @@ def dc_mae_loss(
         loss, reconstruction, self_contrast, cross_contrast, and explained_variance of the masked voxels (0: no better
         than zero, the mean of z-scored data).
     """
-    masked = random_mask(2 * len(bold), model.encoder.patches, mask_ratio, generator).to(bold.device)
-    twice = bold.repeat(2, 1)
-    predicted = model(twice, masked)
+    batch = len(bold)
+    masked = random_mask(2 * batch, model.encoder.patches, mask_ratio, generator).to(bold.device)
+    rows = share.rows(batch)
+    mine = model(bold[rows].repeat(2, 1), torch.cat([view[rows] for view in masked.chunk(2)]))
+    first, second = (share.gather(view, batch) for view in mine.chunk(2))
+    predicted, twice = torch.cat([first, second]), bold.repeat(2, 1)
     voxels = _masked_voxels(model, masked, bold.shape[1])
     reconstruction = (predicted - twice)[voxels].square().mean()
-    first, second = predicted.chunk(2)
     self_contrast = (info_nce_one_way(first, bold, temperature) + info_nce_one_way(second, bold, temperature)) / 2
     cross_contrast = info_nce_one_way(first, second, temperature)
     return {
@@ -185,7 +191,8 @@ def pretrain(profile: Profile) -> Path:
     """Pre-train the encoder on unlabelled recordings, or return at once if that is done.
 
     Writes under ``work/<profile>/pretraining/``: ``encoder/`` (snapshot), ``curve.csv``, ``scores.csv`` (explained
-    variance of masked voxels in held-out volumes, by step) and the manifest. Resumes after an interruption.
+    variance of masked voxels in held-out volumes, by step) and the manifest. Resumes after an interruption. A profile
+    that names a ``pretraining.snapshot`` gets that encoder instead, see `adopt`.
 
     Returns
     -------
@@ -195,10 +202,12 @@ def pretrain(profile: Profile) -> Path:
     from nfx.data import prepare_pretraining
     from nfx.files import finished, load_arrays, read_manifest, source_digest, write_manifest
     from nfx.paths import work
-    from nfx.training import finish, step_generator, train
 
-    prepared, folder = prepare_pretraining(profile), work(profile, "pretraining")
-    settings = profile.pretraining
+    folder, settings = work(profile, "pretraining"), profile.pretraining
+    if settings.snapshot is not None:
+        return adopt(profile)
+    with first_process_first():
+        prepared = prepare_pretraining(profile)
     facts = {
         "encoder": profile.encoder.model_dump(mode="json"),
         "pretraining": settings.model_dump(mode="json"),
@@ -219,17 +228,21 @@ def pretrain(profile: Profile) -> Path:
         model = MaskedAutoencoder(encoder, settings.decoder_dim, settings.decoder_depth, settings.decoder_heads)
     for name, parameter in encoder.named_parameters():  # what volumes seen one at a time cannot teach
         parameter.requires_grad_(not name.startswith("head.") and ".temporal_" not in name)
+    if profile.training.gradient_checkpointing:
+        encoder.enable_gradient_checkpointing()
 
     def score(step: int) -> None:
         value = explained_variance(model, held_out, settings.mask_ratio, step_generator(profile.seed, 0))
         record_scores(folder / "scores.csv", step, {"held_out_explained_variance": value})
 
-    def loss(model: nn.Module, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(model: nn.Module, step: int, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
         if step % math.ceil(settings.steps / EVALUATIONS) == 0:
             score(step)
         chosen = torch.randperm(len(training), generator=generator)[: settings.batch_size].sort().values.numpy()
         bold = torch.from_numpy(np.array(training[chosen], dtype=np.float32)).to(model.mask_token.device)
-        return dc_mae_loss(model, bold, settings.mask_ratio, settings.contrast_weight, settings.temperature, generator)
+        return dc_mae_loss(
+            model, bold, settings.mask_ratio, settings.contrast_weight, settings.temperature, generator, share
+        )
 
     train(
         model, loss, steps=settings.steps, learning_rate=settings.learning_rate, seed=profile.seed, folder=folder,
@@ -237,8 +250,58 @@ def pretrain(profile: Profile) -> Path:
         checkpoint_every=profile.training.checkpoint_every, precision=profile.training.precision,
     )  # fmt: skip
     score(settings.steps)
-    encoder.save_pretrained(folder / "encoder")
-    write_manifest(folder, facts, files=result_files(folder))
+    if first_process():
+        encoder.save_pretrained(folder / "encoder")
+        write_manifest(folder, facts, files=result_files(folder))
+    finish(folder)
+    return folder / "encoder"
+
+
+def adopt(profile: Profile) -> Path:
+    """Take the encoder at ``profile.pretraining.snapshot`` in place of one that is pre-trained here.
+
+    Writes ``work/<profile>/pretraining/encoder`` (snapshot) and the manifest, as `pretrain` does; no curve and no
+    scores. The part of the head whose shape is not the profile's is drawn anew.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If its sizes are not those of profile.encoder.
+    """
+    from nfx.encoder.model import interpolate_encoder
+    from nfx.files import finished, sha256, source_digest, write_manifest
+    from nfx.paths import ROOT, work
+
+    source, folder, wanted = ROOT / profile.pretraining.snapshot, work(profile, "pretraining"), profile.encoder
+    if not source.is_dir():
+        raise FileNotFoundError(
+            f"{source} does not exist: pretraining.snapshot of profile '{profile.name}' must name a folder, such as "
+            "python -m nfx.encoder.conversion writes"
+        )
+    facts = {
+        "encoder": wanted.model_dump(mode="json"),
+        "snapshot": {file.name: sha256(file) for file in sorted(source.iterdir()) if file.is_file()},
+        "seed": profile.seed,
+        "code": source_digest("encoder/model.py", "encoder/pretraining.py"),
+    }
+    if finished(folder, facts):
+        print("the pre-trained encoder is there and reused")
+        return folder / "encoder"
+    encoder = FMRIEncoder.from_pretrained(source)
+    for name in ("patch_size", "dim", "depth", "heads"):
+        if encoder.config[name] != getattr(wanted, name):
+            raise ValueError(
+                f"the encoder at {source} has {name} {encoder.config[name]}, but encoder.{name} of profile "
+                f"'{profile.name}' is {getattr(wanted, name)}; they must be equal"
+            )
+    with torch.random.fork_rng():
+        torch.manual_seed(profile.seed)
+        encoder = interpolate_encoder(encoder, encoder.config.voxels, 1, wanted.tokens, wanted.token_dim)
+    if first_process():
+        encoder.save_pretrained(folder / "encoder")
+        write_manifest(folder, facts, files=[p.relative_to(folder) for p in sorted((folder / "encoder").iterdir())])
     finish(folder)
     return folder / "encoder"
 
@@ -247,6 +310,8 @@ def record_scores(path: Path, step: int, scores: dict[str, float]) -> None:
     """Write a row (step, scores) to a CSV; rows of this step and later ones, of a run since resumed, are dropped."""
     from nfx.files import write_atomically
 
+    if not first_process():
+        return
     row = pd.DataFrame([{"step": step, **scores}])
     if step > 0 and path.is_file():
         earlier = pd.read_csv(path)

@@ -20,7 +20,7 @@ def image_logits(frames: np.ndarray, folder: str | Path, batch_size: int = 64) -
     Parameters
     ----------
     frames : uint8 (frames, height, width, 3)
-    folder : snapshot folder of a ``ViTForImageClassification``, or its name on the model hub
+    folder : snapshot folder of a ``ViTForImageClassification``, or the name of a fetched hub model
     batch_size : frames at a time
 
     Returns
@@ -42,7 +42,7 @@ def video_logits(clips: np.ndarray, folder: str | Path, batch_size: int = 16) ->
     Parameters
     ----------
     clips : uint8 (clips, frames, height, width, 3)
-    folder : snapshot folder of a ``VideoMAEForVideoClassification``, or its name on the model hub
+    folder : snapshot folder of a ``VideoMAEForVideoClassification``, or the name of a fetched hub model
     batch_size : clips at a time
 
     Returns
@@ -105,7 +105,7 @@ def score_clips(
 
 def _load_model(cls, folder: str | Path, **config):
     """As `_load`; ValueError if the snapshot lacks weights or holds others: random ones would judge at random."""
-    model, report = _load(cls, folder, output_loading_info=True, **config)
+    model, report = _load(cls, folder, output_loading_info=True, use_safetensors=True, **config)
     require_exact_weights(report, folder, cls.__name__)
     return model
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from nfx import files, paths
 from nfx.evaluation.classifiers import score_clips
+from nfx.weights import file_digests
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
@@ -118,6 +119,43 @@ def load_run(profile: Profile, subject: int, row: int, time_averaged: bool = Fal
         If notebook 03 has not been run with these parameters, or files are damaged.
     """
     return _load(profile, run_folder(profile, subject, row, time_averaged))
+
+
+def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> dict[str, np.ndarray]:
+    """The first clips of the first test segment decoded to one video, and the same clips decoded one by one.
+
+    Returns
+    -------
+    dict of str to uint8 array (clips * frames, height, width, 3)
+        "film" is the true one, "clip by clip" joins what each window gives by itself, "one video" is that of
+        `nfx.diffusion.decode_long`, at the profile's sampling steps and guidance. Nothing is saved.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the stimuli, the subject or the decoder are missing or damaged, or the segment has fewer clips.
+    """
+    from nfx.data import load_subject
+    from nfx.diffusion import decode_long
+    from nfx.diffusion.fine_tuning import clip_generator
+
+    data = load_subject(profile, subject)
+    test = data.test
+    first = np.flatnonzero(test.segment == test.segment[0])[:clips]
+    if len(first) < clips:
+        raise ValueError(f"the first test segment has {len(first)} clips, not {clips}: ask for fewer")
+    pipeline = _load_pipeline(run_folder(profile, subject, row) / "pipeline")
+    numbers = len(data.train.clip) + len(data.validation.clip) + test.clip[first]  # as in `decode_run`
+    apart = _decode(profile, pipeline, numbers, fmri=test.fmri[first])
+    together = decode_long(
+        pipeline,
+        test.fmri[first],
+        steps=profile.sampling.steps,
+        guidance=profile.sampling.guidance,
+        generator=clip_generator(profile.seed, int(numbers[0])),
+    )
+    film = _clips_of(profile, "test")[test.clip[first]]
+    return {"film": np.concatenate(film), "clip by clip": np.concatenate(apart), "one video": together}
 
 
 def decode_captions(profile: Profile) -> Path:
@@ -225,13 +263,9 @@ def true_captions(profile: Profile, part: str) -> list[str]:
 
 
 def model_digest(model: str) -> str:
-    """Digest of a snapshot's weights, so that another snapshot under the same name is noticed; a hub name unchanged."""
-    folder = Path(paths.snapshot(model))
-    if not folder.is_dir():
-        return model
-    weights = sorted(folder.rglob("*.safetensors"))
-    listed = "".join(f"{file.relative_to(folder).as_posix()}{files.sha256(file)}" for file in weights)
-    return hashlib.sha256(listed.encode()).hexdigest()
+    """Digest of a snapshot's weights, so that another snapshot under the same name is noticed."""
+    weights = file_digests(model, lambda file: file.endswith(".safetensors"))
+    return hashlib.sha256("".join(file + digest for file, digest in weights.items()).encode()).hexdigest()
 
 
 def _load_pipeline(folder: Path) -> Any:

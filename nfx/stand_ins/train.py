@@ -47,7 +47,8 @@ def _fit(name: str, model: nn.Module, loss: Callable, seed: int = SEED) -> nn.Mo
     for number, (steps, learning_rate) in enumerate(ROUNDS[name]):
         torch.manual_seed(seed + 100 * number)
         training.train(
-            model, loss, steps=steps, learning_rate=learning_rate, seed=seed + 100 * number,
+            model, lambda model, step, generator, share: loss(model, step, generator),  # one process, whole batches
+            steps=steps, learning_rate=learning_rate, seed=seed + 100 * number,
             folder=work(name) / f"round{number + 1}", warmup=100, weight_decay=0.01,
             precision=PRECISION.get(name, "no"), checkpoint_every=500, description=name,
         )  # fmt: skip
