@@ -185,7 +185,7 @@ def pretraining_step(profile) -> None:
     from nfx.encoder import FMRIEncoder, MaskedAutoencoder, dc_mae_loss
     from nfx.training import train
 
-    settings, voxels = profile.pretraining, 4412
+    settings, voxels = profile.pretraining, 4183
     encoder = FMRIEncoder(voxels=voxels, window=1, **profile.encoder.model_dump())
     counts["encoder"] = encoder.num_parameters()
     model = MaskedAutoencoder(encoder, settings.decoder_dim, settings.decoder_depth, settings.decoder_heads)

@@ -210,7 +210,7 @@ def pretrain(profile: Profile) -> Path:
         prepared = prepare_pretraining(profile)
     facts = {
         "encoder": profile.encoder.model_dump(mode="json"),
-        "pretraining": settings.model_dump(mode="json"),
+        "pretraining": settings.model_dump(mode="json", exclude={"snapshot", "recordings", "volumes_averaged"}),
         "precision": profile.training.precision,
         "seed": profile.seed,
         "data": array_digests(read_manifest(prepared)),
