@@ -194,7 +194,7 @@ phase() {  # phase NAME COMMAND...: run it, and say how long it took
   printf -- '-- %s: %s\n' "$name" "$(elapsed $((SECONDS - begin)))"
 }
 
-unit_tests() { pytest -q tests | tee "$report"; }
+unit_tests() { OMP_NUM_THREADS=1 pytest -q -n 2 --dist worksteal tests | tee "$report"; }  # two at a time, on a core each
 
 run_tests() {
   local phases="" report
