@@ -159,7 +159,8 @@ engine() {  # engine PROFILE [arguments of snakemake]
   # In a process group of its own, so that stopping this script stops every job, and nothing else.
   set -m
   if [[ -n $cluster ]]; then
-    PYTHONUNBUFFERED=1 snakemake "$@" "${options[@]}" 2>&1 </dev/null &
+    # Started with nohup from a script, everything here ignores INT, and the engine would too.
+    PYTHONUNBUFFERED=1 env --default-signal=INT snakemake "$@" "${options[@]}" 2>&1 </dev/null &
   else
     { PYTHONUNBUFFERED=1 snakemake "$@" "${options[@]}" 2>&1 </dev/null | time_left; } &
   fi
