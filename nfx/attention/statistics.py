@@ -7,7 +7,6 @@ tests of a family Holm's correction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import combinations, pairwise
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nfx.evaluation.controls import blocks
+from nfx.evaluation.controls import blocks, holm
 
 
 class Test(NamedTuple):
@@ -173,16 +172,6 @@ def compare_networks(means: pd.DataFrame, permutations: int = 10_000, seed: int 
         for first, second in combinations(means.columns, 2)
     ]
     return _with_holm(pd.DataFrame(rows))
-
-
-def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction of a family of p-values; NaN stays NaN and is not counted."""
-    p = np.asarray(p, dtype=float)
-    corrected, known = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    steps = p[order] * np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return corrected
 
 
 class RankCorrelation(NamedTuple):

@@ -6,7 +6,7 @@ contiguous blocks of clips that never cross a segment.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -201,6 +201,16 @@ def paired_permutation(
     null, observed = np.abs(signs @ sums), abs(sums.sum())
     p = (1 + np.sum(null >= observed - 1e-12 * max(1.0, observed))) / (1 + permutations)
     return float(difference.mean()), float(p)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's step-down correction of a family of p-values; NaN stays NaN and is not counted."""
+    p = np.asarray(p, dtype=float)
+    corrected, known = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected
 
 
 def mid_grey(like: np.ndarray) -> np.ndarray:

@@ -1,0 +1,247 @@
+"""Simulation only: what of the known truth decoded clips hold, attribute by attribute.
+
+The simulator knows what every clip shows. The stand-in classifiers read object, colour, background and motion off a
+clip; the position of the object is read off the pixels. Beside the decoded clips stand what these readers make of the
+true film (no decoder can be read better), permuted pairs (what needs no brain), and ridge regression from the same
+windows of fMRI (what the recordings hold for a linear reader).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from nfx.evaluation.controls import block_bootstrap, block_pairs, permutation_test
+
+if TYPE_CHECKING:
+    from nfx.profile import Profile
+
+NAMES = ("object", "colour", "background", "motion")
+LEVELS = {"object": 8, "colour": 4, "background": 4, "motion": 4}
+NEAR = 8.0  # pixels of a frame of 64, an eighth of its width: as far off a position may be
+BORDER = 6  # pixels of a frame of 64 at its edge, from which the background's colours are taken
+ALPHAS = (1e2, 1e3, 1e4, 1e5)  # penalties of ridge regression, chosen on the validation segments
+
+Attributes = dict[str, np.ndarray]  # NAMES -> int (clips,); "position" -> float (clips, 2), x and y in a frame of 64
+
+
+def truth_recovery(profile: Profile, subject: int, row: int, permutations: int = 10_000) -> pd.DataFrame:
+    """The table of one decoder on its test clips (`recovery_table`): decoded clips, true film, ridge regression.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the clips are not decoded, or the profile's data are not simulated.
+    """
+    from nfx.evaluation.decoded import load_run
+    from nfx.evaluation.tables import block_length
+
+    run = load_run(profile, subject, row).test
+    models = profile.models.image_classifier, profile.models.video_classifier
+    seen = {
+        "decoded clips": read_clips(run.decoded, *models),
+        "true film": read_clips(run.truth, *models),
+        "ridge regression": read_recordings(profile, subject, run.clip),
+    }
+    length = block_length(run.segment)
+    table = recovery_table(clip_truth(profile, "test", run.clip), seen, run.segment, length, permutations, profile.seed)
+    table.insert(0, "subject", subject)
+    table.insert(1, "row", row)
+    return table
+
+
+def clip_truth(profile: Profile, part: str, clip: np.ndarray) -> Attributes:
+    """What the simulator showed in clips of "train" or "test".
+
+    The position is that of the object's centre, mean over the clip's frames.
+    """
+    from nfx.data.simulator.scenes import BACKGROUNDS, COLOURS, DIRECTION, MOTIONS, OBJECTS, SPEED
+    from nfx.files import read_json
+    from nfx.paths import data_set
+
+    if not profile.simulated:
+        raise ValueError(f"profile '{profile.name}' is not simulated: only a simulated film's truth is known")
+    segments = read_json(data_set(profile) / "truth" / "movie.json")["segments"]
+    prefix, count = ("seg", profile.data.train_segments) if part == "train" else ("test", profile.data.test_segments)
+    levels = dict(zip(NAMES, (OBJECTS, COLOURS, BACKGROUNDS, MOTIONS), strict=True))
+    frames = np.arange(profile.data.frames) / 3  # s
+    clips, places = [], []
+    for shot in (shot for number in range(1, count + 1) for shot in segments[f"{prefix}{number}"]):
+        for later in range(shot["length"]):
+            passed = later * profile.data.repetition_time + frames.mean()
+            clips.append([levels[name].index(shot[name]) for name in NAMES])
+            places.append(np.array([shot["x"], shot["y"]]) + SPEED * passed * np.array(DIRECTION[shot["motion"]]))
+    known: Attributes = dict(zip(NAMES, np.array(clips)[clip].T, strict=True))
+    return known | {"position": np.array(places)[clip]}
+
+
+def read_clips(clips: np.ndarray, image_classifier: str, video_classifier: str) -> Attributes:
+    """Attributes that the stand-in classifiers, and for the position `position`, read off clips.
+
+    Object, colour and background are of the image classifier, one answer for a clip from the mean of its frames' log
+    probabilities; motion is of the video classifier. Probabilities of an attribute are sums over the others.
+
+    Parameters
+    ----------
+    clips : uint8 (clips, 6, height, width, 3)
+    image_classifier, video_classifier : snapshots of the stand-ins
+    """
+    from nfx.evaluation.classifiers import image_logits, video_logits
+
+    frames = image_logits(clips.reshape(-1, *clips.shape[2:]), image_classifier)
+    return {
+        **read_logits(frames.reshape(*clips.shape[:2], -1), video_logits(clips, video_classifier)),
+        "position": position(clips),
+    }
+
+
+def read_logits(image: np.ndarray, video: np.ndarray) -> Attributes:
+    """Attributes of joint logits, (clips, frames, 128) of the image and (clips, 128) of the video classifier."""
+    import torch
+
+    from nfx.stand_ins.renders import FRAME_SHAPE, VIDEO_SHAPE, marginals
+
+    for logits, shape in ((image, FRAME_SHAPE), (video, VIDEO_SHAPE)):
+        if logits.shape[-1] != np.prod(shape):
+            raise ValueError(
+                f"the classifier knows {logits.shape[-1]} classes, expected the {np.prod(shape)} of the stand-ins: "
+                "attributes of simulated clips are read by the stand-ins alone"
+            )
+    log_p = torch.log_softmax(torch.from_numpy(np.asarray(image, np.float64)), dim=-1)
+    first = [x.mean(dim=1).argmax(dim=-1).numpy() for x in marginals(log_p, FRAME_SHAPE)]
+    motion = marginals(torch.from_numpy(np.asarray(video, np.float64)), VIDEO_SHAPE)[1].argmax(dim=-1).numpy()
+    return dict(zip(NAMES, (*first, motion), strict=True))
+
+
+def position(clips: np.ndarray) -> np.ndarray:
+    """Where the object is, mean over a clip's frames: the centre of what differs from the background.
+
+    The edge of a frame shows background. What is far from the edge's colours (Mahalanobis distance, of the blurred
+    clip's mean frame) is object; its half with the larger distances is weighed by them, the largest tenth cut.
+
+    Parameters
+    ----------
+    clips : uint8 (clips, frames, height, width, 3)
+
+    Returns
+    -------
+    float (clips, 2): x and y in pixels of a frame of 64
+    """
+    from scipy.ndimage import gaussian_filter
+
+    height, width = clips.shape[2:4]
+    edge, blur = max(1, round(BORDER * width / 64)), 2 * width / 64
+    down, right = np.mgrid[:height, :width]
+    found = np.empty((len(clips), 2))
+    for number, clip in enumerate(clips):
+        frame = gaussian_filter(clip.mean(axis=0, dtype=float), (blur, blur, 0))
+        around = np.ones((height, width), bool)
+        around[edge:-edge, edge:-edge] = False
+        colours = frame[around]
+        offset = frame - np.median(colours, axis=0)
+        precision = np.linalg.inv(np.cov(colours.T) + 20 * np.eye(3))
+        distance = np.sqrt(np.einsum("hwi,ij,hwj->hw", offset, precision, offset))
+        half, most = np.quantile(distance, [0.5, 0.9])
+        weight = np.where(distance > half, np.minimum(distance, most), 0) + 1e-9
+        found[number] = np.array([(weight * right).sum(), (weight * down).sum()]) / weight.sum()
+    return (found + 0.5) * 64 / width
+
+
+def read_recordings(profile: Profile, subject: int, clip: np.ndarray) -> Attributes:
+    """Attributes of test clips by ridge regression from the windows that the decoder sees, trained as it is.
+
+    Trained on the trained-on segments; each attribute's penalty is the one of `ALPHAS` with the most hits (for the
+    position the least distance) on the validation segments.
+    """
+    from nfx.data import load_subject
+
+    data = load_subject(profile, subject)
+    flat = [part.fmri.reshape(len(part.fmri), -1) for part in (data.train, data.validation, data.test)]
+    train, validation = (clip_truth(profile, "train", part.clip) for part in (data.train, data.validation))
+    return ridge_attributes(flat[0], train, flat[1], validation, flat[2][np.searchsorted(data.test.clip, clip)])
+
+
+def ridge_attributes(
+    train: np.ndarray, truth: Attributes, validation: np.ndarray, validation_truth: Attributes, test: np.ndarray
+) -> Attributes:
+    """Ridge regression to indicators of every level (the largest wins) and to the position.
+
+    Parameters
+    ----------
+    train, validation, test : (clips, features)
+    truth, validation_truth : attributes of the first two
+
+    Returns
+    -------
+    Attributes of the test clips
+    """
+    from sklearn.linear_model import Ridge
+
+    targets = [np.eye(LEVELS[name])[truth[name]] for name in NAMES] + [truth["position"]]
+    borders = np.cumsum([target.shape[1] for target in targets])[:-1]
+    names = (*NAMES, "position")
+    best: dict[str, tuple[float, np.ndarray]] = {}
+    for alpha in ALPHAS:
+        model = Ridge(alpha=alpha).fit(train, np.concatenate(targets, axis=1))
+        read = [_read(np.split(model.predict(x), borders, axis=1)) for x in (validation, test)]
+        for name in names:
+            score = hits(name, validation_truth[name], read[0][name]).mean()
+            if name == "position":
+                score = -np.linalg.norm(read[0][name] - validation_truth[name], axis=1).mean()
+            if name not in best or score > best[name][0]:
+                best[name] = score, read[1][name]
+    return {name: found for name, (_, found) in best.items()}
+
+
+def hits(name: str, truth: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Whether an attribute is right: the same level, or a position within `NEAR` pixels; 0 or 1, float (clips,)."""
+    if name == "position":
+        return (np.linalg.norm(np.asarray(seen) - truth, axis=1) <= NEAR).astype(float)
+    return (np.asarray(seen) == truth).astype(float)
+
+
+def recovery_table(
+    truth: Attributes,
+    seen: Mapping[str, Attributes],
+    segment: np.ndarray,
+    length: int,
+    permutations: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of clips of which an attribute is right, for every reader.
+
+    Parameters
+    ----------
+    truth : of the clips
+    seen : reader -> its attributes of the same clips
+    segment : (clips,)
+    length : clips a block
+    permutations, seed : of the test, and the bootstrap
+
+    Returns
+    -------
+    DataFrame
+        Columns attribute, reader, clips, right, low, high (95 % block bootstrap), chance (1 / levels; for the position
+        that of saying the mean position always), permuted (mean over shuffled pairings of blocks) and p (one-sided).
+    """
+    rows = []
+    for name in (*NAMES, "position"):
+        for reader, attributes in seen.items():
+            right = hits(name, truth[name], attributes[name])
+            found = block_bootstrap(right, segment, length, seed=seed)
+            pairs = block_pairs(lambda i, j, n=name, a=attributes: hits(n, truth[n][i], a[n][j]), segment, length)
+            null = permutation_test(pairs, permutations, seed)
+            constant = np.broadcast_to(truth["position"].mean(axis=0), truth["position"].shape)
+            chance = 1 / LEVELS[name] if name in LEVELS else hits(name, truth[name], constant).mean()
+            rows.append(
+                {"attribute": name, "reader": reader, "clips": len(right), "right": found.mean, "low": found.low}
+                | {"high": found.high, "chance": chance, "permuted": null.null_mean, "p": null.p}
+            )
+    return pd.DataFrame(rows)
+
+
+def _read(parts: list[np.ndarray]) -> Attributes:
+    return {name: part.argmax(axis=1) for name, part in zip(NAMES, parts[:-1], strict=True)} | {"position": parts[-1]}
