@@ -5,6 +5,8 @@
 #   ./run_all.sh paper       the published data set and the real models; needs GPUs
 #   ./run_all.sh paper --slurm   the same over a SLURM cluster: one job for each encoder and decoder of Table 1
 #   ./run_all.sh FILE.yaml   a profile of your own
+#   ./run_all.sh evidence [PROFILE]   all of a profile (demo), and beside it baselines, controls, other seeds, other amounts
+#                            of signal and of training data; hours
 #   ./run_all.sh test        linter, unit tests, the demo once, and the committed notebooks against it
 #   ./run_all.sh stand-ins   train the demo's stand-in models again
 #   ./run_all.sh --dry-run   list the jobs of the demo (./run_all.sh paper --dry-run: of the paper)
@@ -79,7 +81,8 @@ lock() {  # two runs in one folder would write the same files
 
 weight() {  # what a job of a rule adds to the time of a run on two cores; the first runs alone
   case $1 in
-    data) echo 32 ;; encoder) echo 5 ;; decoder) echo 17 ;; evaluation) echo 20 ;; attention) echo 4 ;; ablations) echo 1 ;;
+    data) echo 32 ;; encoder) echo 5 ;; decoder) echo 17 ;; evaluation) echo 28 ;; attention) echo 8 ;; ablations) echo 1 ;;
+    baseline) echo 15 ;; control) echo 10 ;;
     *) echo 0 ;;
   esac
 }
@@ -132,6 +135,7 @@ engine() {  # engine PROFILE [arguments of snakemake]
   [[ $ready == 0 || $dry == true ]] || return "$ready"
   local options=(--snakefile workflow/Snakefile --workflow-profile "${cluster:-workflow/profiles/default}")
   options+=(--config "profile=$profile")
+  [[ " $* " != *" evidence "* ]] || options+=("evidence=true")
   if [[ -n $cluster ]]; then  # which gives each job its cores and its GPU
     unset CUDA_VISIBLE_DEVICES
     stop=INT  # at which the engine takes its jobs out of the queue; at TERM it would wait for them
@@ -171,6 +175,19 @@ engine() {  # engine PROFILE [arguments of snakemake]
   wait "$group" || status=$?
   trap - INT TERM HUP
   return $status
+}
+
+run_evidence() {  # run_evidence PROFILE [arguments of snakemake]: each study is a run of its own, before the figures
+  local profile=$1 studies study
+  shift
+  engine "$profile" "$@"
+  studies=$(python -m nfx.evaluation.studies "$profile")
+  for study in $studies; do
+    say "Study ${study##*/}"
+    engine "$study" decoders --prioritize decoders "$@"  # without it, the default profile asks for figures
+  done
+  python -m nfx.evaluation.studies "$profile" --measure
+  engine "$profile" evidence "$@"
 }
 
 draw_pipeline() {  # figures/<profile>/pipeline.mmd, when the pipeline has changed
@@ -219,7 +236,7 @@ main() {
     *) command=$1; shift ;;
   esac
   case $command in
-    demo | paper | test | stand-ins) ;;
+    demo | paper | test | stand-ins | evidence) ;;
     *.yaml | *.yml) [[ -f $command ]] || fail "no profile $command" ;;
     *) usage >&2; fail "unknown command '$command'" ;;
   esac
@@ -227,6 +244,10 @@ main() {
   lock
   case $command in
     test) run_tests; return ;;
+    evidence)
+      local profile=demo
+      case ${1:-} in "" | -*) ;; *) profile=$1; shift ;; esac
+      run_evidence "$profile" "$@" ;;
     stand-ins) python -m nfx.stand_ins.train "$@" && python -m nfx.stand_ins.scores ;;  # scores, cards, digests
     *) engine "$command" "$@" ;;
   esac

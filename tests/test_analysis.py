@@ -33,10 +33,6 @@ def test_categories_of_the_simulator_are_all_found():
     }  # fmt: skip
 
 
-def test_patch_share_averages_whole_patches_and_the_rest():
-    np.testing.assert_allclose(analysis.patch_share(np.array([1.0, 3, 5, 7, 9]), 2), [2, 6, 9])
-
-
 def test_share_table_finds_attention_that_follows_the_signal():
     share = np.linspace(0, 1, PATCHES * SIZE)
     follows = AttentionMaps(np.tile(np.arange(PATCHES, dtype=float), (CLIPS, 1)), np.ones(CLIPS))

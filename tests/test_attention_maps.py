@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nfx.attention import attention_maps, received, to_cortex, to_voxels, total, unit_rows
-from nfx.attention.maps import CORTEX, critical_layers
+from nfx.attention.maps import CORTEX, LEFT, critical_layers, patch_means, sphere
 
 
 def softmax_maps(seed, clips=3, window=2, heads=4, patches=5, sharpness=1.0):
@@ -87,3 +87,22 @@ def test_cortex():
         to_cortex(np.ones(2), np.array([3, 3]))
     with pytest.raises(ValueError, match="one each"):
         to_cortex(np.ones(2), np.array([3]))
+
+
+def test_patch_means_undo_the_repetition_and_the_last_patch_may_be_smaller():
+    np.testing.assert_allclose(patch_means(np.array([1.0, 3, 5, 7, 9]), 2), [2, 6, 9])
+    values = np.random.default_rng(0).random((3, 4))
+    np.testing.assert_allclose(patch_means(to_voxels(values, 11, 3), 3), values)
+    assert patch_means(np.array([True, False, True]), 2).tolist() == [0.5, 1]
+
+
+def test_sphere_has_every_cortical_vertex_and_hemispheres_that_mirror_each_other():
+    from nfx.data import parcels
+
+    points, names = sphere(), parcels(np.arange(CORTEX))
+    assert points.shape == (CORTEX, 3)
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1)
+    assert (names[:LEFT] != "").sum() > 20_000 and not any(name.startswith("R_") for name in names[:LEFT])
+    for name in ("V1", "FFC", "MT"):
+        left, right = (points[names == f"{side}_{name}"].mean(axis=0) for side in "LR")
+        assert np.linalg.norm(left * [-1, 1, 1] - right) < 0.15

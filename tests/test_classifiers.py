@@ -166,3 +166,25 @@ def test_pickled_weights_are_not_read(classifiers, clips, tmp_path):
     (tmp_path / "vit" / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="vit holds no complete snapshot of ViTForImageClassification"):
         image_logits(clips[0], tmp_path / "vit")
+
+
+def test_what_was_judged_once_is_kept_until_pixels_or_weights_change(classifiers, clips, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    cache, mine = tmp_path / "judged", tmp_path / "vit"
+    shutil.copytree(classifiers[0], mine)
+    found = image_logits(clips[0], mine, cache=cache)
+    np.testing.assert_array_equal(found, image_logits(clips[0], mine))
+    (kept,) = cache.iterdir()
+    np.save(kept, found + 1)  # so that a kept answer is told from a new one
+    np.testing.assert_array_equal(image_logits(clips[0], mine, cache=cache), found + 1)
+    other = clips[0].copy()
+    other[3, 0, 0, 0] ^= 1
+    np.testing.assert_allclose(image_logits(other, mine, cache=cache), found, atol=0.1)
+    weights = load_file(mine / "model.safetensors")
+    weights["classifier.bias"] = weights["classifier.bias"] + 5
+    save_file(weights, mine / "model.safetensors", {"format": "pt"})
+    np.testing.assert_allclose(image_logits(clips[0], mine, cache=cache), found + 5, atol=1e-4)
+    assert len(list(cache.iterdir())) == 3

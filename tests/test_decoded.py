@@ -82,7 +82,7 @@ def decoding(monkeypatch):
     class Log(list):
         fail_at: int | None = None
 
-    log, original = Log(), decoded._decode
+    log, original = Log(), decoded.decode_windows
 
     def logged(profile, pipeline, numbers, **conditions):
         if len(log) == log.fail_at:
@@ -90,7 +90,7 @@ def decoding(monkeypatch):
         log.append(numbers.tolist())
         return original(profile, pipeline, numbers, **conditions)
 
-    monkeypatch.setattr(decoded, "_decode", logged)
+    monkeypatch.setattr(decoded, "decode_windows", logged)
     return log
 
 

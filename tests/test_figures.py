@@ -37,7 +37,9 @@ def test_figure_2_keeps_published_numbers_apart():
     ]
     ours += [{"subject": s, "method": "control: mid-grey", "mean": 0.5, "low": np.nan, "high": np.nan} for s in (1, 2)]
     accuracy = [
-        {"subject": s, "metric": m, "mean": 0.1, "low": 0.05, "high": 0.2} for s in (1, 2) for m in ("image", "video")
+        {"subject": s, "method": "row 10", "metric": m, "mean": 0.1, "low": 0.05, "high": 0.2}
+        for s in (1, 2)
+        for m in ("image", "video")
     ]
     fig = figures.figure_2(pd.DataFrame(ours), pd.DataFrame(accuracy), published(), n_way_chance(50, 1, 1), True)
     measured, quoted = fig.axes[0], fig.axes[1]
@@ -47,7 +49,7 @@ def test_figure_2_keeps_published_numbers_apart():
     assert sorted(bar.get_height() for bar in quoted.patches) == [0.171, 0.186, 0.188, 0.211, 0.224, 0.225]
     assert "simulated" in measured.get_title() and "quoted (real data)" in quoted.get_title()
     assert "chance 0.020" in texts(fig)
-    heights = {bar.get_height() for bar in fig.axes[3].patches}
+    heights = {bar.get_height() for bar in fig.axes[4].patches}
     assert heights == {0.187, 0.195, 0.157, 0.158}
 
 
@@ -111,6 +113,19 @@ def test_colour_limits_and_words():
         attention_figures.colour_limits([np.array([np.nan])])
     assert [attention_figures.stars(p) for p in (0.0001, 0.005, 0.02, 0.3)] == ["***", "**", "*", "n.s."]
     assert attention_figures.p_text(0.0001) == "p < 0.001" and attention_figures.p_text(0.25) == "p = 0.25"
+
+
+def test_figure_trend_shows_each_subjects_intervals_and_three_p_values():
+    shares = pd.DataFrame({"stage": ["a", "b"], "share": [0.2, 0.3], "low": [0.1, 0.28], "high": [0.25, 0.31]})
+    tests = pd.DataFrame({"holm_permutation": [0.9, 0.0001], "holm_spin": [0.9, 0.03], "holm_shift": [0.9, 0.2]})
+    shares = {1: shares.assign(even=0.15), 3: shares.assign(even=0.4)}
+    fig = attention_figures.figure_trend(shares, {1: tests, 3: tests})
+    assert [ax.get_title().splitlines()[0] for ax in fig.axes] == [f"subject {k}, first to last, Holm" for k in (1, 3)]
+    assert all(word in fig.axes[1].get_title() for word in ("blocks p < 0.001", "spins p = 0.030", "shifts p = 0.20"))
+    line, _, (bars,) = fig.axes[0].containers[0]
+    assert line.get_ydata().tolist() == [0.2, 0.3]
+    np.testing.assert_allclose([path[:, 1] for path in bars.get_segments()], [[0.1, 0.25], [0.28, 0.31]])
+    assert fig.axes[1].lines[0].get_ydata()[0] == 0.4
 
 
 def test_figure_total():

@@ -1,48 +1,27 @@
-"""Spins of the cortex, and the share of attention in higher visual parcels."""
+"""Spins of the cortex, shifts along the hierarchy, and the share of attention in higher visual parcels."""
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
-import pandas as pd
 import pytest
-from scipy import stats
+from helpers_cortex import NETWORK, PARCEL, PATCHES, SIZE, VERTEX
 
 from nfx.attention import nulls
+from nfx.attention.maps import CORTEX, LEFT, patch_means, sphere, to_voxels
 from nfx.attention.networks import NETWORKS
-from nfx.data import hierarchy_order, networks, parcels
-
-CORTEX = nulls.CORTEX
-VERTEX = np.arange(0, CORTEX, 24)  # a sample of all of cortex
-NETWORK = networks(VERTEX)
+from nfx.attention.planted import smooth_maps
+from nfx.data import parcels
 
 
 @pytest.fixture(scope="module")
-def labels():
-    return nulls.spun_networks(VERTEX, spins=500, seed=1)
+def sources():
+    return nulls.spun_sources(VERTEX, spins=400, seed=1)
 
 
-def points_of(vertex):
-    """Points on the sphere, both hemispheres on one another as mirror images, (n, 3)."""
-    where = np.full((CORTEX, 3), np.nan)
-    for sphere, side in zip(nulls.spheres(), (1, -1), strict=True):
-        inside = sphere.grayordinate >= 0
-        where[sphere.grayordinate[inside]] = sphere.points[inside] * [side, 1, 1]
-    return where[vertex]
-
-
-def smooth_maps(count, seed, width=0.35):
-    """Gaussian random maps on the sphere, isotropic, as smooth as `width` radians, each hemisphere its own."""
-    rng = np.random.default_rng(seed)
-    points, left = (
-        points_of(VERTEX),
-        VERTEX < len(nulls.spheres()[0].grayordinate[nulls.spheres()[0].grayordinate >= 0]),
-    )
-    maps = np.empty((count, len(VERTEX)))
-    for one in maps:
-        for side in (left, ~left):
-            waves, phase = rng.standard_normal((200, 3)) / width, rng.uniform(0, 2 * np.pi, 200)
-            one[side] = np.cos(points[side] @ waves.T + phase).mean(axis=1) * np.sqrt(400)
-    return maps
+def all_pairs(weights):
+    return np.stack([first - second for first, second in combinations(weights, 2)])
 
 
 def test_rotations_are_rotations_and_go_everywhere():
@@ -61,153 +40,179 @@ def test_the_other_hemisphere_is_rotated_as_in_a_mirror():
     assert np.linalg.det(nulls.mirrored(turn)) == pytest.approx(1)
 
 
-def test_no_rotation_moves_nothing():
-    np.testing.assert_array_equal(nulls.spun_from(VERTEX, np.eye(3)), VERTEX)
-    values = np.random.default_rng(0).standard_normal(CORTEX)
-    np.testing.assert_array_equal(nulls.spin(values, np.eye(3)), values)
+def test_a_spin_brings_what_it_should_and_keeps_hemispheres():
+    everywhere = np.arange(0, CORTEX, 10)
+    found = nulls.spun_sources(everywhere, spins=2, seed=5)
+    places = sphere()[everywhere]
+    assert ((everywhere[found] < LEFT) == (everywhere < LEFT)).all()
+    for source, turn in zip(found, nulls.random_rotations(2, seed=5), strict=True):
+        for own, turned in ((everywhere < LEFT, turn), (everywhere >= LEFT, nulls.mirrored(turn))):
+            brought = places[source[own]] @ turned.T
+            away = np.linalg.norm(brought - places[own], axis=1)
+            assert np.median(away) < 0.06 and np.mean(away < 0.15) > 0.85  # else the medial wall has come
+            nearest = np.linalg.norm(places[own] @ turned.T - places[own][7], axis=1).min()
+            assert away[7] == pytest.approx(nearest)
 
 
-def test_a_spin_keeps_distances_and_hemispheres_and_brings_what_it_should():
-    turn = nulls.random_rotations(1, seed=5)[0]
-    source = nulls.spun_from(VERTEX, turn)
-    kept = source >= 0
-    before, after = points_of(source[kept]), points_of(VERTEX[kept])
-    # In the mirrored frame both hemispheres are rotated by the left one's matrix; the mesh is 0.03 radians wide.
-    assert np.linalg.norm(before @ turn.T - after, axis=1).max() < 0.03
-    chosen = np.random.default_rng(0).permutation(kept.sum())[:300]
-    distances = [np.linalg.norm(x[chosen, None] - x[chosen], axis=-1) for x in (before, after)]
-    np.testing.assert_allclose(*distances, atol=0.06)
-    half = np.flatnonzero(points_of(np.arange(CORTEX))[:, 0] > -2)  # all
-    assert len(half) == CORTEX
-    border = int((nulls.spheres()[0].grayordinate >= 0).sum())
-    assert ((source[kept] < border) == (VERTEX[kept] < border)).all()
-    assert 0.03 < 1 - kept.mean() < 0.12  # the medial wall has come somewhere
+def test_no_rotation_moves_nothing(monkeypatch):
+    monkeypatch.setattr(nulls, "random_rotations", lambda count, seed: np.tile(np.eye(3), (count, 1, 1)))
+    found = nulls.spun_sources(VERTEX, spins=2)
+    np.testing.assert_array_equal(found, np.tile(np.arange(len(VERTEX)), (2, 1)))
+    values = np.random.default_rng(0).standard_normal(PATCHES)
+    np.testing.assert_allclose(nulls.spun_maps(values, found, SIZE), [values, values])
+    one_side = VERTEX[VERTEX < LEFT]
+    assert nulls.spun_sources(one_side, spins=1).shape == (1, len(one_side))
 
 
-def test_a_spun_map_keeps_its_values():
-    values = np.sin(4 * points_of(np.arange(CORTEX))[:, 1])
-    spun = nulls.spin(values, nulls.random_rotations(1, seed=5)[0])
-    known = ~np.isnan(spun)
-    assert np.isin(spun[known], values).all() and 0.88 < known.mean() < 0.97
-    assert np.nanmean(spun) == pytest.approx(values.mean(), abs=0.15) and spun[known].std() == pytest.approx(
-        values.std(), rel=0.15
-    )
-    assert np.isnan(nulls.spin(np.full((2, CORTEX), np.nan), np.eye(3))).all()
+def test_spun_maps_by_hand():
+    sources = np.array([[4, 4, 0, 1, 2], [0, 2, 2, 4, 0]])
+    # Patches of two voxels, 1 2 3: the first spin makes means 3 1 2, the second 1.5 2.5 1.
+    np.testing.assert_allclose(nulls.spun_maps(np.array([1.0, 2, 3]), sources, 2), [[3, 1, 2], [2, 3, 1]])
+    # Ties share what lies between: means 9 9 2 of values 2 5 9.
+    np.testing.assert_allclose(nulls.spun_maps(np.array([9.0, 5, 2]), np.array([[0, 1, 0, 1, 4]]), 2), [[7, 7, 2]])
 
 
-def test_first_row_is_unspun_and_spins_move_the_networks(labels):
-    names = np.array([*NETWORKS, ""])
-    np.testing.assert_array_equal(names[labels[0]], NETWORK)
-    overlap = [(row == labels[0])[labels[0] >= 0].mean() for row in labels[1:]]
-    assert np.mean(overlap) < 0.2 and labels.shape == (501, len(VERTEX))
-    sizes = [(labels[1:] == number).sum(axis=1).mean() / (labels[0] == number).sum() for number in range(5)]
-    assert np.allclose(sizes, 1, atol=0.25)
+def test_every_spin_has_the_observed_values_in_other_places(sources):
+    values = smooth_maps(VERTEX, SIZE, 1, seed=2)[0]
+    maps = nulls.spun_maps(values, sources, SIZE)
+    assert maps.shape == (400, PATCHES)
+    np.testing.assert_allclose(np.sort(maps, axis=1).mean(axis=0), np.sort(values), atol=0.1)
+    assert abs(np.corrcoef(values, maps.mean(axis=0))[0, 1]) < 0.6
+    neighbours = np.mean(maps[:, 1:] * maps[:, :-1])
+    assert neighbours == pytest.approx(np.mean(values[1:] * values[:-1]), abs=0.3)
 
 
-def test_means_by_hand():
-    labels = np.array([[0, 0, 1, 1], [0, 1, 1, 1], [-1, -1, -1, 1]])
-    values = np.array([1.0, 2, 3, 5])
-    found = nulls.spun_means(values, labels, 2, least=0.5)
-    np.testing.assert_allclose(found.mean, [[1.5, 4], [np.nan, 10 / 3], [np.nan, np.nan]])
-    np.testing.assert_allclose(found.error[0], [np.var([1, 2], ddof=1) / 2, np.var([3, 5], ddof=1) / 2])
-    assert np.isnan(nulls.spun_means(values, labels[[0, 0, 1]], 2, least=1).mean[2, 0])
-    assert nulls.spun_means(np.ones((3, 4)), labels, 2).mean.shape == (3, 3, 2)
+def test_shifted_maps_are_all_other_positions():
+    assert nulls.shifted_maps(np.array([1, 2, 3])).tolist() == [[3, 1, 2], [2, 3, 1]]
 
 
-def test_what_is_compared_is_welchs_t(labels):
-    """A pair's p counts the spins whose |t| over voxels is at least the unspun one."""
-    values, few = smooth_maps(1, seed=9)[0], labels[:121]
-    p = nulls.spin_tests(nulls.spun_means(values, few, 5, least=0), NETWORKS)["spin_p"][3]  # VisCent, DefaultA
-    t = [abs(stats.ttest_ind(values[row == 0], values[row == 4], equal_var=False).statistic) for row in few]
-    assert p == pytest.approx((1 + np.sum(t[1:] >= t[0])) / 121)
+def test_patch_weights_make_the_means_over_voxels():
+    label, values = np.array(["a", "a", "b", "b", "b"]), np.array([4.0, 0, 1])
+    weights = nulls.patch_weights(label, ["a", "b"], 2)
+    np.testing.assert_allclose(weights, [[1, 0, 0], [0, 2 / 3, 1 / 3]])
+    voxels = to_voxels(values, 5, 2)
+    np.testing.assert_allclose(weights @ values, [voxels[:2].mean(), voxels[2:].mean()])
+    with pytest.raises(ValueError, match="lies in c"):
+        nulls.patch_weights(label, ["a", "c"], 2)
 
 
-def test_an_effect_that_follows_a_networks_borders_is_found(labels):
-    planted = smooth_maps(1, seed=0)[0] / 3 + 1.5 * (NETWORK == "VisCent")
-    table = nulls.spin_tests(nulls.spun_means(planted, labels, 5), NETWORKS).set_index(["first", "second"])
-    with_it = table.xs("VisCent", level="first")
-    assert (with_it["map_difference"] > 0.9).all() and (with_it["spin_p"] < 0.01).all()
-    assert with_it["holm_spin"].max() < 0.06 and (table["holm_spin"] >= table["spin_p"]).all()
-    assert table.loc[("DorsAttnA", "DorsAttnB"), "spin_p"] > 0.05
+def test_p_values_by_counting(sources):
+    values = smooth_maps(VERTEX, SIZE, 1, seed=4)[0]
+    contrasts = all_pairs(nulls.patch_weights(NETWORK, NETWORKS, SIZE))
+    found = nulls.map_tests(values, contrasts, sources, SIZE)
+    maps = {"spin": nulls.spun_maps(values, sources, SIZE), "shift": nulls.shifted_maps(values)}
+    for null, test in found.items():
+        reached = [[abs(contrast @ one) for contrast in contrasts] for one in maps[null]]
+        for k, contrast in enumerate(contrasts):
+            seen = abs(contrast @ values)
+            assert test.p[k] == pytest.approx((1 + sum(row[k] >= seen for row in reached)) / (1 + len(reached)))
+            assert test.largest[k] == pytest.approx((1 + sum(max(row) >= seen for row in reached)) / (1 + len(reached)))
+    np.testing.assert_allclose(nulls.map_tests(-values, contrasts, sources, SIZE)["shift"].p, found["shift"].p)
+    assert (nulls.map_tests(np.ones(PATCHES), contrasts, sources, SIZE)["spin"].p == 1).all()
 
 
-def test_smooth_maps_without_an_effect_give_uniform_p_and_the_t_test_does_not(labels):
-    """200 smooth random maps. Over vertices, and over clips of one fixed map, t-tests find 'effects' nearly always."""
-    maps = smooth_maps(200, seed=1)
-    spun = (nulls.Spun(*of_map) for of_map in zip(*nulls.spun_means(maps, labels, 5), strict=True))
-    pairs = [nulls.spin_tests(of_map, NETWORKS)["spin_p"].to_numpy() for of_map in spun]
-    p = np.array(pairs)
-    assert not np.isnan(p).any()
-    assert 0.02 <= np.mean(p <= 0.05) <= 0.08 and 0.44 < p.mean() < 0.56
-    for pair in p.T:
-        assert stats.kstest(pair, "uniform").pvalue > 0.001
-    first, second = (maps[:, NETWORK == name] for name in ("VisCent", "DefaultA"))
-    assert np.mean(stats.ttest_ind(first, second, axis=1, equal_var=False).pvalue <= 0.05) > 0.6
+def test_an_effect_in_one_network_is_found(sources):
+    contrasts = all_pairs(nulls.patch_weights(NETWORK, NETWORKS, SIZE))
+    planted = smooth_maps(VERTEX, SIZE, 1, seed=0)[0] / 3 + 2 * patch_means(NETWORK == "DefaultA", SIZE)
+    of_default = np.array(["DefaultA" in pair for pair in combinations(NETWORKS, 2)])
+    for test in nulls.map_tests(planted, contrasts, sources, SIZE).values():
+        assert (test.p[of_default] <= 0.05).all() and (test.largest[of_default] <= 0.05).any()
+        assert (test.p[~of_default] > 0.05).mean() > 0.6 and (test.largest >= test.p).all()
 
 
-def along_the_hierarchy(count, seed, patches):
-    """Random maps that are smooth along the patches' order, one number a patch."""
-    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal((count, patches)), axis=1)
-    spectrum[:, 6:] = 0
-    return np.fft.irfft(spectrum, patches, axis=1)
+def test_maps_without_an_effect_give_5_percent_and_unequal_values_do_not(sources):
+    """150 smooth random maps. A spun map that is left as flat as averaging makes it finds 'effects' everywhere."""
+    contrasts = all_pairs(nulls.patch_weights(NETWORK, NETWORKS, SIZE))
+    p, flat, largest = [], [], []
+    for values in smooth_maps(VERTEX, SIZE, 150, seed=1):
+        test = nulls.map_tests(values, contrasts, sources, SIZE)["spin"]
+        p.append(test.p)
+        largest.append(test.largest.min())
+        means = patch_means(to_voxels(values, len(VERTEX), SIZE)[sources], SIZE)
+        flat.append(np.mean(np.abs(means @ contrasts.T) >= np.abs(contrasts @ values), axis=0))
+    assert 0.015 <= np.mean(np.array(p) < 0.05) <= 0.085 and 0.43 < np.mean(p) < 0.57
+    assert np.mean(np.array(largest) < 0.05) <= 0.1  # any pair of the ten
+    assert np.mean(np.array(flat) < 0.05) > 0.12
 
 
-def test_maps_along_the_hierarchy_need_shifts_beside_spins():
+def along_the_hierarchy(count, seed):
+    """Random maps that are smooth along the patches' order."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal((count, PATCHES)), axis=1)
+    spectrum[:, 3:] = 0
+    return np.fft.irfft(spectrum, PATCHES, axis=1)
+
+
+def test_maps_along_the_hierarchy_need_shifts_beside_spins(sources):
     """Attention is one number a patch, and patches follow areas: spins alone find 'effects' too often."""
-    chosen = VERTEX[np.isin(NETWORK, NETWORKS)]
-    chosen = chosen[hierarchy_order(chosen)][::2]
-    network, patches = networks(chosen), -(-len(chosen) // 8)
-    labels = nulls.spun_networks(chosen, spins=400, seed=2)
-    maps = along_the_hierarchy(150, 0, patches)
-    shift = np.array([nulls.shift_tests(of_map, network, 8)["shift_p"] for of_map in maps])
-    assert 0.02 <= np.mean(shift <= 0.05) <= 0.08 and 0.42 < shift.mean() < 0.58
-    spun = nulls.spun_means(np.repeat(maps, 8, axis=1)[:, : len(chosen)], labels, 5)
-    spin = np.array([nulls.spin_tests(nulls.Spun(*m), NETWORKS)["spin_p"] for m in zip(*spun, strict=True)])
-    assert np.nanmean(spin <= 0.05) > 0.12
-    planted = np.zeros(patches)
-    planted[network[::8] == "DefaultA"] = 1
-    found = nulls.shift_tests(planted + 0.05 * maps[0], network, 8).set_index(["first", "second"])
-    assert (found.xs("DefaultA", level="second")["shift_p"] < 0.05).all() and (found["holm_shift"] <= 1).all()
+    contrasts = all_pairs(nulls.patch_weights(NETWORK, NETWORKS, SIZE))
+    found = [nulls.map_tests(values, contrasts, sources, SIZE) for values in along_the_hierarchy(150, 0)]
+    p = {null: np.array([test[null].p for test in found]) for null in ("spin", "shift")}
+    assert 0.02 <= np.mean(p["shift"] < 0.05) <= 0.08 and 0.42 < p["shift"].mean() < 0.58
+    assert np.mean(p["spin"] < 0.05) > 0.12
 
 
-def test_shifts_by_hand():
-    table = nulls.shift_tests(np.array([4.0, 0, 1]), np.array(["a", "a", "b", "b", "b"]), 2, ["a", "b"])
-    # a lies over patch 0, b over patch 1 (two voxels) and 2 (one); shifts give |4 - 1/3|, |1 - 8/3| and |0 - 2|.
-    assert table["shift_p"].tolist() == [pytest.approx(1 / 3)]
-    with pytest.raises(ValueError, match="do not belong"):
-        nulls.shift_tests(np.ones(4), np.array(["a"] * 5), 2, ["a", "b"])
+def test_a_region_that_is_special_and_one_that_is_not(sources):
+    inside = np.isin(PARCEL, [f"{side}_{name}" for side in "LR" for name in nulls.HIGHER_VISUAL])
+    elsewhere = smooth_maps(VERTEX, SIZE, 1, seed=6)[0]
+    special = elsewhere / 3 + 3 * patch_means(inside, SIZE)
+    found = nulls.region_test(special, inside, sources, SIZE)
+    voxels = to_voxels(special, len(VERTEX), SIZE)
+    assert found["beyond_rest"] == pytest.approx(voxels[inside].mean() - voxels[~inside].mean())
+    assert found["spin_p"] < 0.01 and found["shift_p"] < 0.05
+    assert nulls.region_test(special + 9, inside, sources, SIZE) == pytest.approx(found)  # a rise everywhere is none
+    assert nulls.region_test(elsewhere, inside, sources, SIZE)["spin_p"] > 0.05
 
 
-def test_table_beside_the_papers_t_tests():
+def test_table_beside_the_papers_t_tests(sources):
     rng = np.random.default_rng(2)
-    vertex, segment = VERTEX[::2], np.repeat([1, 2], 30)
-    patches = -(-len(vertex) // 4)
-    fixed = np.stack([part.mean() for part in np.split(smooth_maps(1, seed=4)[0][::2], range(4, len(vertex), 4))])
-    received = 5 + fixed + 0.3 * rng.standard_normal((60, 1)) + 0.3 * rng.standard_normal((60, patches))
-    network = networks(vertex)
-    options = {"spins": 300, "permutations": 200}
-    table = nulls.compare_networks_on_cortex(received, vertex, network, 4, segment, 5, **options)
-    assert len(table) == 10 and {"t", "p", "holm", "holm_permutation", "holm_shift"} < set(table.columns)
-    np.testing.assert_allclose(table["difference"], table["map_difference"])
-    assert (table["permutation_p"] < 0.05).mean() > 0.7  # any fixed map, on other clips, is the same map
-    assert (table["holm_spin"] > 0.05).all()
-    network[network == "VisPeri"] = ""
-    with pytest.raises(ValueError, match="VisPeri"):
-        nulls.compare_networks_on_cortex(received, vertex, network, 4, segment, 5, **options)
+    fixed = smooth_maps(VERTEX, SIZE, 1, seed=4)[0]
+    blocks = 5 + fixed + 0.1 * rng.standard_normal((12, 1)) + 0.1 * rng.standard_normal((12, PATCHES))
+    table = nulls.compare_networks_on_cortex(blocks, NETWORK, SIZE, sources, permutations=200)
+    assert len(table) == 10
+    assert {"t", "p", "holm", "holm_permutation", "spin_p", "holm_spin", "largest_spin", "shift_p", "holm_shift",
+            "largest_shift"} < set(table.columns)  # fmt: skip
+    contrasts = all_pairs(nulls.patch_weights(NETWORK, NETWORKS, SIZE))
+    np.testing.assert_allclose(table["difference"], contrasts @ blocks.mean(axis=0))
+    expected = nulls.map_tests(blocks.mean(axis=0), contrasts, sources, SIZE)
+    np.testing.assert_allclose(table["spin_p"], expected["spin"].p)
+    np.testing.assert_allclose(table["largest_shift"], expected["shift"].largest)
+    assert (table["p"] < 0.05).mean() > 0.7  # any fixed map, on other clips, is the same map
+    assert (table["holm_spin"] > 0.05).all() and (table["holm_spin"] >= table["spin_p"]).all()
+    fewer = np.where(np.isin(NETWORK, ["VisCent", "DefaultA"]), NETWORK, "")
+    table = nulls.compare_networks_on_cortex(blocks, fewer, SIZE, sources, permutations=10)
+    assert table[["first", "second"]].values.tolist() == [["VisCent", "DefaultA"]]
+    with pytest.raises(ValueError, match="expected two or more"):
+        nulls.compare_networks_on_cortex(blocks, np.where(NETWORK == "VisCent", NETWORK, ""), SIZE, sources)
 
 
-def test_too_few_spins_give_no_p(labels):
-    few = nulls.spin_tests(nulls.spun_means(np.ones(len(VERTEX)), labels[:50], 5), NETWORKS)
-    assert few["spin_p"].isna().all() and (few["spins"] < 50).all()
+def test_categories_where_the_region_is_special_and_where_all_of_cortex_is(sources):
+    rng = np.random.default_rng(0)
+    category = np.repeat(["cat", "food", "", "cat", "food"] * 4, 3)
+    clip, segment = np.arange(len(category)), np.ones(len(category), int)
+    fusiform = patch_means(np.isin(PARCEL, ["L_FFC", "R_FFC"]), SIZE)
+    received = 1 + fusiform + 0.02 * rng.standard_normal((len(category), PATCHES))  # special for cat and food alike
+    received[category == "cat"] += 0.5  # everywhere
+    args = PARCEL, category, clip, segment, SIZE, sources
+    table = nulls.compare_categories_on_cortex(received, *args).set_index("region")
+    row = table.loc["fusiform"]
+    assert row["permutation_p"] < 0.01 and row["difference"] == pytest.approx(0.5, abs=0.02) and row["spin_p"] > 0.05
+    assert abs(row["beyond_rest"]) < 0.05 and row["voxels"] == np.isin(PARCEL, ["L_FFC", "R_FFC"]).sum() > 0
+    body = table.loc["body area"]
+    assert np.isnan(body["spin_p"]) and np.isnan(body["holm_permutation"]) and "no clip" in body["why not"]
+    received[category == "cat"] += fusiform
+    row = nulls.compare_categories_on_cortex(received, *args).set_index("region").loc["fusiform"]
+    assert row["spin_p"] < 0.05 and row["shift_p"] < 0.1 and row["beyond_rest"] > 0.1
+    nothing = nulls.compare_categories_on_cortex(received, PARCEL, np.full(len(category), ""), *args[2:])
+    assert nothing["holm_spin"].isna().all() and nothing["why not"].notna().all()
 
 
 def test_semantic_share_by_hand():
     parcel = np.array(["L_V1", "R_V4", "L_FFC", "R_MT", "", "L_V8"])
-    values = np.array([[1.0, 1, 1, 1, 1, 1], [0, 0, 3, 1, 4, 0]])
-    assert nulls.semantic_share(values, parcel).tolist() == [0.5, 0.5]
-    assert nulls.semantic_share(values[:, [0, 2]], parcel[[0, 2]]).tolist() == [0.5, 1]
+    received = np.array([[1.0, 1, 1], [0, 3, 1]])
+    assert nulls.semantic_share(received, parcel, 2).tolist() == [0.5, 7 / 8]
+    np.testing.assert_allclose(nulls.voxel_shares(received, 5, 2)[1], [0, 3 / 7, 1 / 7])
     with pytest.raises(ValueError, match="after V4"):
-        nulls.semantic_share(values[:, :2], parcel[:2])
+        nulls.semantic_share(received[:, :1], parcel[:2], 2)
 
 
 def test_higher_visual_parcels_are_in_the_atlas():
@@ -216,17 +221,23 @@ def test_higher_visual_parcels_are_in_the_atlas():
     assert not {"V1", "V2", "V3", "V4"} & set(nulls.HIGHER_VISUAL)
 
 
-def test_trend_planted_and_none():
+def test_trend_planted_and_none(sources):
     rng = np.random.default_rng(0)
-    parcel, segment = np.array(["L_V1"] * 8 + ["R_FFC"] * 4), np.repeat([1, 2], 40)
-    scene = np.repeat(rng.uniform(0.5, 1.5, (16, 12)), 5, axis=0)
+    segment = np.repeat([1, 2], 40)
+    higher = np.isin(PARCEL, [f"{side}_{name}" for side in "LR" for name in nulls.HIGHER_VISUAL])
+    scene = np.repeat(rng.uniform(0.5, 1.5, (16, PATCHES)), 5, axis=0) * (1 + 2 * patch_means(higher, SIZE))
     stages = {name: scene * rng.uniform(0.9, 1.1, scene.shape) for name in ("pre-trained", "contrastive", "full")}
-    stages["full"][:, 8:] *= 1.3
-    shares, tests = nulls.semantic_trend(stages, parcel, segment, 5, permutations=2000)
-    assert shares["even"].eq(1 / 3).all() and (shares["low"] < shares["share"]).all()
-    assert shares["share"].iloc[2] == pytest.approx(1.3 * 4 / (8 + 1.3 * 4), abs=0.03)
+    stages["contrastive"] = stages["contrastive"] * (1 + 0.3 * smooth_maps(VERTEX, SIZE, 1, seed=8)[0])
+    stages["full"] = stages["full"] * (1 + 0.6 * patch_means(higher, SIZE))
+    shares, tests = nulls.semantic_trend(stages, PARCEL, SIZE, sources, segment, 5, permutations=2000)
+    assert shares["even"].eq(higher.mean()).all() and (shares["low"] < shares["share"]).all()
+    assert shares["share"].iloc[0] > shares["even"].iloc[0] + 0.1  # from the start: that is no change
     tests = tests.set_index(["first", "second"])
-    assert tests.loc[("pre-trained", "contrastive"), "holm_permutation"] > 0.05
-    assert tests.loc[("pre-trained", "full"), "holm_permutation"] < 0.01
-    assert tests.loc[("contrastive", "full"), "difference"] > 0.03
-    assert isinstance(tests, pd.DataFrame) and len(tests) == 3
+    assert len(tests) == 3 and tests["network"].eq(nulls.SHARE).all()
+    planted, elsewhere = tests.loc[("pre-trained", "full")], tests.loc[("pre-trained", "contrastive")]
+    assert planted["difference"] > 0.05 and planted["difference"] == pytest.approx(
+        shares["share"].iloc[2] - shares["share"].iloc[0], abs=0.01
+    )
+    assert planted["holm_permutation"] < 0.01 and planted["holm_spin"] < 0.05 and planted["shift_p"] < 0.05
+    assert elsewhere["holm_permutation"] < 0.01  # any other map has another share
+    assert elsewhere["holm_spin"] > 0.05 and elsewhere["holm_shift"] > 0.05

@@ -6,6 +6,7 @@ from nfx import paths
 from nfx.data.simulator.brain import noise_ceiling
 from nfx.data.simulator.movie import describe, plan_movie
 from nfx.evaluation import references as ref
+from nfx.evaluation import truth_recovery as recovery
 from nfx.files import save_arrays, write_json
 from nfx.profile import load_profile
 
@@ -59,53 +60,76 @@ def test_retrieval_refuses_what_does_not_match():
         ref.retrieve(features, np.array([[1.0, 1, 1], [0, 0, 0]]), film)
 
 
+def reading(part, level, levels=4):
+    """A part of the data for `linear_reader`: windows, and the one target "level"."""
+    return part, {"level": ref.indicators(level, levels)}
+
+
 def test_linear_reader_reads_what_is_there_and_no_more():
     rng = np.random.default_rng(0)
     patterns = rng.standard_normal((4, 30))
     level = {part: rng.integers(0, 4, count) for part, count in {"train": 300, "val": 80, "test": 200}.items()}
-    clear = {part: windows(rng, y, patterns, 1.0) for part, y in level.items()}
-    scores = ref.linear_reader((clear["train"], level["train"]), (clear["val"], level["val"]), clear["test"], 4)
-    assert scores.shape == (200, 4) and (scores.argmax(1) == level["test"]).mean() > 0.95
-    noise = {part: windows(rng, y, 0 * patterns, 1.0) for part, y in level.items()}
-    scores = ref.linear_reader((noise["train"], level["train"]), (noise["val"], level["val"]), noise["test"], 4)
-    assert (scores.argmax(1) == level["test"]).mean() < 0.38
+    place = {part: rng.normal(32, 6, (len(y), 2)) for part, y in level.items()}
+    across = np.zeros((2, 30))
+    across[0, :15], across[1, 15:] = 0.2, -0.2
+
+    def recorded(part, strength):
+        moved = ((place[part] - 32) @ across)[:, None]
+        return windows(rng, level[part], strength * patterns, 1.0) + strength * moved
+
+    def targets(part):
+        return {"level": ref.indicators(level[part], 4), "position": place[part]}
+
+    for strength in (1, 0):
+        fmri = {part: recorded(part, strength) for part in level}
+        read = ref.linear_reader((fmri["train"], targets("train")), (fmri["val"], targets("val")), fmri["test"])
+        assert read["level"].shape == (200, 4) and read["position"].shape == (200, 2)
+        right = (read["level"].argmax(1) == level["test"]).mean()
+        far = np.linalg.norm(read["position"] - place["test"], axis=1).mean()
+        assert right > 0.95 and far < 3.5 if strength else right < 0.38 and far > 7
 
 
 def test_linear_reader_solves_ridge_regression_at_the_penalty_that_validates_best():
     rng = np.random.default_rng(1)
     patterns, y, z = rng.standard_normal((3, 6)), rng.integers(0, 3, 60), rng.integers(0, 3, 30)
     x, v, t = windows(rng, y, patterns, 3.0), windows(rng, z, patterns, 3.0), windows(rng, z, patterns, 3.0)
-    flat, new = x.reshape(60, -1).astype(float), t.reshape(30, -1).astype(float)
-    centred, target = flat - flat.mean(0), np.eye(3)[y]
+    flat, held_out, new = (part.reshape(len(part), -1).astype(float) for part in (x, v, t))
+    centred = flat - flat.mean(0)
     unit = np.trace(centred.T @ centred) / 12
+    drawn = rng.standard_normal((12, 1))
+    targets = [{"level": np.eye(3)[level], "easy": part @ drawn} for level, part in ((y, flat), (z, held_out))]
+    found = ref.linear_reader((x, targets[0]), (v, targets[1]), t)
+    best = {}
+    for name, target in targets[0].items():  # each has its own penalty
 
-    def by_solving(penalty, at):
-        gram = centred.T @ centred + penalty * unit * np.eye(12)
-        return target.mean(0) + (at - flat.mean(0)) @ np.linalg.solve(gram, centred.T @ (target - target.mean(0)))
+        def by_solving(penalty, at, target=target):
+            gram = centred.T @ centred + penalty * unit * np.eye(12)
+            return target.mean(0) + (at - flat.mean(0)) @ np.linalg.solve(gram, centred.T @ (target - target.mean(0)))
 
-    errors = [np.mean((by_solving(c, v.reshape(30, -1)) - np.eye(3)[z]) ** 2) for c in ref.PENALTIES]
-    assert 0 < np.argmin(errors) < len(errors) - 1
-    expected = by_solving(ref.PENALTIES[np.argmin(errors)], new)
-    np.testing.assert_allclose(ref.linear_reader((x, y), (v, z), t, 3), expected, atol=1e-8)
+        errors = [np.mean((by_solving(c, held_out) - targets[1][name]) ** 2) for c in ref.PENALTIES]
+        best[name] = np.argmin(errors)
+        np.testing.assert_allclose(found[name], by_solving(ref.PENALTIES[best[name]], new), atol=1e-8)
+    assert 0 < best["level"] < len(ref.PENALTIES) - 1 and best["easy"] == 0
 
 
 def test_linear_reader_never_sees_the_test_film():
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((40, 2, 5)), rng.integers(0, 2, 40)
     test = rng.standard_normal((10, 2, 5))
-    alone = ref.linear_reader((x, y), (x[:9], y[:9]), test[:1], 2)
-    together = ref.linear_reader((x, y), (x[:9], y[:9]), test, 2)
+    parts = reading(x, y, 2), reading(x[:9], y[:9], 2)
+    alone, together = (ref.linear_reader(*parts, new)["level"] for new in (test[:1], test))
     np.testing.assert_allclose(together[:1], alone, rtol=1e-12)  # no mean, no scale of the other test clips
 
 
 def test_linear_reader_refuses_what_does_not_match():
     x, y = np.ones((4, 2, 3)), np.array([0, 1, 0, 1])
+    good = reading(x, y, 2)
     with pytest.raises(ValueError, match="one each"):
-        ref.linear_reader((x, y[:3]), (x, y), x, 2)
+        ref.linear_reader(reading(x, y[:3], 2), good, x)
     with pytest.raises(ValueError, match="expected 0 to 1"):
-        ref.linear_reader((x, y + 1), (x, y), x, 2)
+        reading(x, y + 1, 2)
     with pytest.raises(ValueError, match="same voxels"):
-        ref.linear_reader((x, y), (x, y), np.ones((2, 2, 4)), 2)
+        ref.linear_reader(good, good, np.ones((2, 2, 4)))
 
 
 def test_class_scores_are_in_the_order_of_the_classifiers():
@@ -129,6 +153,8 @@ def test_reader_table():
     assert table.loc["frame", ["n", "accuracy"]].tolist() == [50, 1] and table.loc["frame", "chance"] == 0.02
     assert table.loc["motion", "p"] > 0.02 and abs(table.loc["motion", "accuracy"] - 0.25) < 0.2
     assert table.loc["colour", "shuffled"] == pytest.approx(0.25, abs=0.1)
+    scores["position"] = np.zeros((60, 2))  # has no levels, and no label here: no row
+    assert len(ref.reader_table(scores, labels, SEGMENT, 5)) == 3
     with pytest.raises(ValueError, match="one each"):
         ref.reader_table(scores, labels | {"motion": level[:9]}, SEGMENT, 5)
 
@@ -206,5 +232,8 @@ def test_reader_scores_end_to_end(demo, movie, monkeypatch):
     scores = ref.reader_scores(demo, 1)
     labels = {name: shown["test"][name].to_numpy() for name in columns}
     labels |= {"frame": shown["test"]["frame_class"].to_numpy(), "video": shown["test"]["video_class"].to_numpy()}
-    for name, found in scores.items():
-        assert (found.argmax(axis=1) == labels[name]).mean() > 0.97, name
+    for name, level in labels.items():
+        assert (scores[name].argmax(axis=1) == level).mean() > 0.97, name
+    seen = recovery.read_recordings(demo, 1, np.array([3, 200]))
+    assert [seen[name].tolist() for name in columns] == [shown["test"][name][[3, 200]].tolist() for name in columns]
+    np.testing.assert_array_equal(seen["position"], scores["position"][[3, 200]])

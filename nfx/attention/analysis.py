@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nfx.attention.maps import AttentionMaps, attention_maps, critical_layers, to_cortex, to_voxels
+from nfx.attention.maps import AttentionMaps, attention_maps, critical_layers, patch_means, to_cortex, to_voxels
 from nfx.attention.networks import BODY_AREA, FUSIFORM, category_contrast, in_region, network_means
 from nfx.attention.statistics import RankCorrelation, block_means, category_means, rank_correlation, two_sample_test
 
@@ -168,11 +168,6 @@ def category_maps(values: np.ndarray, vertex: np.ndarray, category: np.ndarray) 
     return maps
 
 
-def patch_share(share: np.ndarray, patch_size: int) -> np.ndarray:
-    """Mean true signal share of every patch's voxels: (voxels,) to (patches,); the last patch may be smaller."""
-    return np.array([share[start : start + patch_size].mean() for start in range(0, len(share), patch_size)])
-
-
 def true_share(profile: Profile, subject: int, vertex: np.ndarray) -> np.ndarray:
     """True share of a single trial's variance that the film explains in each voxel, of the simulator: (voxels,)."""
     from nfx.files import load_arrays
@@ -198,7 +193,7 @@ def share_table(maps: Mapping[str, Mapping[str, AttentionMaps]], share: np.ndarr
     -------
     DataFrame with columns stage, layer, rho, p, shifts
     """
-    truth = patch_share(share, patch_size)
+    truth = patch_means(share, patch_size)
     rows = []
     for stage, layers in maps.items():
         for layer, found in layers.items():
@@ -212,7 +207,7 @@ def figure_share(maps: Mapping[str, Mapping[str, AttentionMaps]], share: np.ndar
     from nfx.attention.figures import STAGE_COLOURS
     from nfx.plots import new_figure
 
-    truth = patch_share(share, patch_size)
+    truth = patch_means(share, patch_size)
     fig = new_figure(3.6 * len(maps) + 0.4, 3.6)
     axes = np.atleast_1d(fig.subplots(1, len(maps), sharex=True))
     for k, (ax, (stage, layers)) in enumerate(zip(axes, maps.items(), strict=True)):

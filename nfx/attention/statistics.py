@@ -47,21 +47,22 @@ def block_means(values: np.ndarray, segment: np.ndarray, length: int = 10) -> np
 
 
 def category_means(values: np.ndarray, clip: np.ndarray, segment: np.ndarray) -> np.ndarray:
-    """Mean over each run of neighbouring clips, for the clips of one category: (blocks,).
+    """Mean over each run of neighbouring clips, for the clips of one category: (clips, ...) to (blocks, ...).
 
     A run is a stretch of clips without a gap in one segment, a scene or a few of them.
 
     Parameters
     ----------
-    values, clip, segment : (clips,)
+    values : (clips, ...)
+    clip, segment : (clips,)
         Value, index in the film, and segment of each clip of the category, in film order.
     """
-    clip, segment = np.asarray(clip), np.asarray(segment)
+    values, clip, segment = np.asarray(values, dtype=float), np.asarray(clip), np.asarray(segment)
     if len(clip) == 0:
         raise ValueError("no clips given: expected the clips of one category")
     new = np.r_[True, (np.diff(clip) != 1) | (segment[1:] != segment[:-1])]
     run = np.cumsum(new) - 1
-    return np.bincount(run, weights=np.asarray(values, dtype=float)) / np.bincount(run)
+    return np.stack([values[run == number].mean(axis=0) for number in range(run[-1] + 1)])
 
 
 def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> Test:

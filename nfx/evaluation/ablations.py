@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nfx.evaluation.controls import block_bootstrap
+from nfx.evaluation.claims import HOLDS, OPPOSITE, UNCLEAR, verdict
+from nfx.evaluation.comparisons import Difference, paired_difference
+from nfx.evaluation.controls import holm
 from nfx.evaluation.tables import block_length
 from nfx.plots import COLOURS, new_figure, panel_letter
 
@@ -40,20 +42,14 @@ CLAIMS: tuple[tuple[str, int, int], ...] = (  # what Section 5.2 reads from Tabl
 )
 
 
-def paired_difference(
-    first: pd.DataFrame, second: pd.DataFrame, column: str, samples: int = 10_000
-) -> dict[str, float]:
-    """Difference of two decoders on the same clips with its 95 % interval, by a paired bootstrap of blocks.
+def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Difference:
+    """Difference of two decoders on the same clips, first less second: `nfx.evaluation.comparisons.paired_difference`.
 
     Parameters
     ----------
     first, second : DataFrame
         Scores of one part; clip and segment must agree.
     column : score to compare
-
-    Returns
-    -------
-    dict with difference (first - second), low, high
 
     Raises
     ------
@@ -63,13 +59,11 @@ def paired_difference(
     if not np.array_equal(first["clip"], second["clip"]):
         raise ValueError("the two runs were scored on different clips: run notebook 03 for both with the same profile")
     segment = first["segment"].to_numpy()
-    change = first[column].to_numpy() - second[column].to_numpy()
-    mean, low, high = block_bootstrap(change, segment, block_length(segment), samples=samples)
-    return {"difference": mean, "low": low, "high": high}
+    return paired_difference(first[column].to_numpy(), second[column].to_numpy(), segment, block_length(segment))
 
 
 def direction_table(scores: Mapping[int, pd.DataFrame], paper_ssim: Mapping[int, float]) -> pd.DataFrame:
-    """The directions that Section 5.2 reads from Table 1, beside ours.
+    """The directions that Section 5.2 reads from Table 1, beside ours; one family, Holm-corrected.
 
     Parameters
     ----------
@@ -79,19 +73,39 @@ def direction_table(scores: Mapping[int, pd.DataFrame], paper_ssim: Mapping[int,
     Returns
     -------
     DataFrame
-        A row a claim of `CLAIMS`: better, worse (rows), paper (difference), ours (difference), low, high, verdict:
-        "same direction", "opposite direction", each "(interval holds 0)" where the interval cannot tell.
+        A row a claim of `CLAIMS`: better, worse (rows), paper (difference), ours (difference), low, high, p, holm,
+        and verdict, `nfx.evaluation.claims.verdict` of the interval and the corrected p.
     """
     rows = []
     for claim, better, worse in CLAIMS:
-        ours = paired_difference(scores[better], scores[worse], "ssim")
-        unsure = " (interval holds 0)" if ours["low"] <= 0 <= ours["high"] else ""
-        verdict = ("same" if ours["difference"] > 0 else "opposite") + " direction" + unsure
+        found = paired(scores[better], scores[worse], "ssim")
         rows.append(
             {"claim": claim, "better": better, "worse": worse, "paper": paper_ssim[better] - paper_ssim[worse],
-             "ours": ours["difference"], "low": ours["low"], "high": ours["high"], "verdict": verdict}
+             "ours": found.difference, "low": found.low, "high": found.high, "p": found.p}
         )  # fmt: skip
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows).assign(holm=lambda t: holm(t["p"]))
+    lines = zip(table["low"], table["high"], table["holm"], strict=True)
+    return table.assign(verdict=[verdict(*line) for line in lines])
+
+
+def row_comparisons(scores: Mapping[int, pd.DataFrame], base: int = 0) -> pd.DataFrame:
+    """Every row of Table 1 against one of them, by SSIM and both accuracies; one family, Holm-corrected.
+
+    Parameters
+    ----------
+    scores : row -> scores of one part
+    base : row to compare with
+
+    Returns
+    -------
+    DataFrame with columns metric, row, against, difference (row less base), low, high, p, holm
+    """
+    columns = {"ssim": "SSIM", "image_top1_1": "image", "video_top1_1": "video"}
+    rows = [
+        {"metric": name, "row": row, "against": base, **paired(table, scores[base], column)._asdict()}
+        for column, name in columns.items() for row, table in scores.items() if row != base
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(holm=lambda t: holm(t["p"]))
 
 
 def averaged_table(
@@ -107,14 +121,14 @@ def averaged_table(
     Returns
     -------
     DataFrame
-        A row for each subject and number of correct classes: full, averaged, difference (averaged - full) with low and
-        high and in per cent of full; for one correct class, the paper's, its quoted values with the per cent that
-        follow from them.
+        A row for each subject and number of correct classes: full, averaged, difference (averaged - full) with low,
+        high and p, and in per cent of full; for one correct class, the paper's, its quoted values with the per cent
+        that follow from them.
     """
     rows = []
     for subject in averaged:
         for column, correct in (("video_top1_1", 1), ("video_top1_3", 3)):
-            change = paired_difference(averaged[subject], normal[subject], column)
+            change = paired(averaged[subject], normal[subject], column)._asdict()
             quoted = {
                 name: published["value"].get(f"{key}_video_50way_{subject}", np.nan) if correct == 1 else np.nan
                 for name, key in (("paper, full", "neuralflix"), ("paper, averaged", "averaged"))
@@ -129,15 +143,16 @@ def averaged_table(
 
 def verdicts(directions: pd.DataFrame) -> list[str]:
     """What `direction_table` says, in sentences: counts first, then a line a claim."""
-    same = directions["verdict"].str.startswith("same")
-    clear = ~directions["verdict"].str.contains("holds 0")
+    same = int((directions["ours"] > 0).sum())
+    counts = directions["verdict"].value_counts()
     lines = [
-        f"{same.sum()} of the paper's {len(directions)} directions have the same sign here; "
-        f"{(same & clear).sum()} of them with an interval that excludes 0.",
-        f"{(~same).sum()} have the opposite sign; {(~same & clear).sum()} of them with an interval that excludes 0.",
+        f"{same} of the paper's {len(directions)} directions have the same sign here, which is no evidence by itself;",
+        ", ".join(f"{counts.get(name, 0)} {name}" for name in (HOLDS, OPPOSITE, UNCLEAR))
+        + " (95 % interval of the paired difference, Holm-corrected p < 0.05)",
     ]
     return lines + [
-        f"{row.claim}: {row.verdict}, {row.ours:+.4f} [{row.low:+.4f}, {row.high:+.4f}] (paper {row.paper:+.3f})"
+        f"{row.claim}: {row.verdict}, {row.ours:+.4f} [{row.low:+.4f}, {row.high:+.4f}], p (Holm) {row.holm:.3f} "
+        f"(paper {row.paper:+.3f})"
         for row in directions.itertuples()
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,15 @@ import pandas as pd
 
 from nfx.evaluation.n_way import n_way_top_k
 from nfx.evaluation.ssim import ssim
-from nfx.files import require_exact_weights
+from nfx.files import require_exact_weights, source_digest, write_atomically
+from nfx.weights import file_digests
 
 SCORES = ("ssim", "image_top1_1", "image_top1_3", "video_top1_1", "video_top1_3")
 
 
-def image_logits(frames: np.ndarray, folder: str | Path, batch_size: int = 64) -> np.ndarray:
+def image_logits(
+    frames: np.ndarray, folder: str | Path, batch_size: int = 64, cache: Path | None = None
+) -> np.ndarray:
     """Logits of a ViT image classifier.
 
     Parameters
@@ -22,6 +27,7 @@ def image_logits(frames: np.ndarray, folder: str | Path, batch_size: int = 64) -
     frames : uint8 (frames, height, width, 3)
     folder : snapshot folder of a ``ViTForImageClassification``, or the name of a fetched hub model
     batch_size : frames at a time
+    cache : folder of `kept`, for stimuli that are asked about again
 
     Returns
     -------
@@ -31,12 +37,20 @@ def image_logits(frames: np.ndarray, folder: str | Path, batch_size: int = 64) -
 
     if frames.dtype != np.uint8 or frames.ndim != 4:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}, expected uint8 (frames, height, width, 3)")
-    model = _load_model(ViTForImageClassification, folder)
-    processor = _load(ViTImageProcessorPil, folder)
-    return _logits(model, lambda part: processor(list(part), return_tensors="pt")["pixel_values"], frames, batch_size)
+
+    def logits() -> np.ndarray:
+        model = _load_model(ViTForImageClassification, folder)
+        processor = _load(ViTImageProcessorPil, folder)
+        return _logits(
+            model, lambda part: processor(list(part), return_tensors="pt")["pixel_values"], frames, batch_size
+        )
+
+    return kept(logits, frames, folder, cache)
 
 
-def video_logits(clips: np.ndarray, folder: str | Path, batch_size: int = 16) -> np.ndarray:
+def video_logits(
+    clips: np.ndarray, folder: str | Path, batch_size: int = 16, cache: Path | None = None
+) -> np.ndarray:
     """Logits of a VideoMAE classifier. It is set to the clips' own number of frames, six, as the paper's peers do.
 
     Parameters
@@ -44,6 +58,7 @@ def video_logits(clips: np.ndarray, folder: str | Path, batch_size: int = 16) ->
     clips : uint8 (clips, frames, height, width, 3)
     folder : snapshot folder of a ``VideoMAEForVideoClassification``, or the name of a fetched hub model
     batch_size : clips at a time
+    cache : folder of `kept`
 
     Returns
     -------
@@ -54,15 +69,47 @@ def video_logits(clips: np.ndarray, folder: str | Path, batch_size: int = 16) ->
 
     if clips.dtype != np.uint8 or clips.ndim != 5:
         raise ValueError(f"clips are {clips.dtype} {clips.shape}, expected uint8 (clips, frames, height, width, 3)")
-    # VideoMAE's position codes are computed, not learnt: another number of frames needs no new weights.
-    model = _load_model(VideoMAEForVideoClassification, folder, num_frames=clips.shape[1])
-    processor = _load(VideoMAEImageProcessorPil, folder)
 
-    def pixels(part: np.ndarray) -> torch.Tensor:
-        flat = processor([list(clip) for clip in part], return_tensors="pt")["pixel_values"]
-        return flat.reshape(len(part), clips.shape[1], *flat.shape[-3:])
+    def logits() -> np.ndarray:
+        # VideoMAE's position codes are computed, not learnt: another number of frames needs no new weights.
+        model = _load_model(VideoMAEForVideoClassification, folder, num_frames=clips.shape[1])
+        processor = _load(VideoMAEImageProcessorPil, folder)
 
-    return _logits(model, pixels, clips, batch_size)
+        def pixels(part: np.ndarray) -> torch.Tensor:
+            flat = processor([list(clip) for clip in part], return_tensors="pt")["pixel_values"]
+            return flat.reshape(len(part), clips.shape[1], *flat.shape[-3:])
+
+        return _logits(model, pixels, clips, batch_size)
+
+    return kept(logits, clips, folder, cache)
+
+
+def kept(make: Callable[[], np.ndarray], stimuli: np.ndarray, model: str | Path, cache: Path | None) -> np.ndarray:
+    """What a model makes of stimuli, from a file of an earlier call if there is one.
+
+    True clips are judged beside every decoder's, and decoded ones for several scores: each once is enough. A file
+    goes by the digest of the pixels, of the model's weights and of this code.
+
+    Parameters
+    ----------
+    make : gives the array
+    stimuli : uint8, any shape
+    model : snapshot folder or name on the hub
+    cache : folder of the files; None keeps nothing
+    """
+    if cache is None:
+        return make()
+    weights = file_digests(str(model), lambda file: file.endswith((".safetensors", ".json")))
+    about = f"{stimuli.shape} {sorted(weights.items())} {source_digest('evaluation/classifiers.py')}"
+    digest = hashlib.sha256(about.encode())
+    for part in stimuli:  # a part at a time: the stimuli may be mapped from a file
+        digest.update(np.ascontiguousarray(part))
+    path = cache / f"{digest.hexdigest()[:32]}.npy"
+    if not path.is_file():
+        found = make()
+        with write_atomically(path) as temporary:
+            np.save(temporary, found, allow_pickle=False)
+    return np.load(path, allow_pickle=False)
 
 
 def score_clips(
@@ -74,6 +121,7 @@ def score_clips(
     n_way: int = 50,
     top_k: int = 1,
     trials: int = 100,
+    cache: Path | None = None,
 ) -> pd.DataFrame:
     """All scores of every decoded clip (Section 4.1).
 
@@ -86,6 +134,7 @@ def score_clips(
     image_folder, video_folder : snapshots of the two classifiers
     seed : of the classes drawn
     n_way, top_k, trials : of the test
+    cache : folder of `kept`
 
     Returns
     -------
@@ -94,8 +143,8 @@ def score_clips(
     clips, frames = truth.shape[:2]
     scores = {"ssim": ssim(truth, decoded).mean(axis=1)}
     flat = (-1, *truth.shape[2:])
-    image = [image_logits(stimuli.reshape(flat), image_folder) for stimuli in (truth, decoded)]
-    video = [video_logits(stimuli, video_folder) for stimuli in (truth, decoded)]
+    image = [image_logits(stimuli.reshape(flat), image_folder, cache=cache) for stimuli in (truth, decoded)]
+    video = [video_logits(stimuli, video_folder, cache=cache) for stimuli in (truth, decoded)]
     for correct in (1, 3):
         by_frame = n_way_top_k(*image, n_way, top_k, trials, correct, seed)
         scores[f"image_top1_{correct}"] = by_frame.reshape(clips, frames).mean(axis=1)

@@ -99,15 +99,15 @@ def decode_run(profile: Profile, subject: int, row: int, time_averaged: bool = F
         "fmri": files.identity(paths.work(profile, f"subject{subject}"), "train_fmri", "test_fmri"),
         "time_averaged": time_averaged,
         "clips": clips,
-        **_sampling_facts(profile),
+        **sampling_facts(profile),
     }
     # Models are loaded when they are first asked for: a finished run needs none.
-    pipeline = cache(lambda: _load_pipeline(folder / "pipeline"))
+    pipeline = cache(lambda: load_pipeline(folder / "pipeline"))
 
     def decoder(part: str) -> Decoder:
-        return lambda block: _decode(profile, pipeline(), numbers[part][block], fmri=windows[part][block])
+        return lambda block: decode_windows(profile, pipeline(), numbers[part][block], fmri=windows[part][block])
 
-    return _decode_and_score(profile, folder, clips, {part: decoder(part) for part in PARTS}, facts)
+    return decode_and_score(profile, folder, clips, {part: decoder(part) for part in PARTS}, facts)
 
 
 def load_run(profile: Profile, subject: int, row: int, time_averaged: bool = False) -> DecodedRun:
@@ -118,7 +118,7 @@ def load_run(profile: Profile, subject: int, row: int, time_averaged: bool = Fal
     FileNotFoundError, ValueError
         If notebook 03 has not been run with these parameters, or files are damaged.
     """
-    return _load(profile, run_folder(profile, subject, row, time_averaged))
+    return load_decoded(profile, run_folder(profile, subject, row, time_averaged))
 
 
 def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> dict[str, np.ndarray]:
@@ -144,9 +144,9 @@ def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> 
     first = np.flatnonzero(test.segment == test.segment[0])[:clips]
     if len(first) < clips:
         raise ValueError(f"the first test segment has {len(first)} clips, not {clips}: ask for fewer")
-    pipeline = _load_pipeline(run_folder(profile, subject, row) / "pipeline")
+    pipeline = load_pipeline(run_folder(profile, subject, row) / "pipeline")
     numbers = len(data.train.clip) + len(data.validation.clip) + test.clip[first]  # as in `decode_run`
-    apart = _decode(profile, pipeline, numbers, fmri=test.fmri[first])
+    apart = decode_windows(profile, pipeline, numbers, fmri=test.fmri[first])
     together = decode_long(
         pipeline,
         test.fmri[first],
@@ -182,7 +182,7 @@ def decode_captions(profile: Profile) -> Path:
         "unet": files.identity(stage_one),
         "captions": hashlib.sha256("\n".join(sentences).encode()).hexdigest(),
         "stable_diffusion": model_digest(profile.models.stable_diffusion),
-        **_sampling_facts(profile),
+        **sampling_facts(profile),
     }
     states = cache(lambda: text_states([*captions, ""], profile.models.stable_diffusion))
     pipeline = cache(lambda: _caption_pipeline(profile, stage_one / "unet", beta or 0.0))
@@ -193,15 +193,15 @@ def decode_captions(profile: Profile) -> Path:
         import torch
 
         condition, empty = torch.from_numpy(states()[row_of[block]]), torch.from_numpy(states()[-1])
-        return _decode(profile, pipeline(), numbers[block], condition=condition, null_condition=empty)
+        return decode_windows(profile, pipeline(), numbers[block], condition=condition, null_condition=empty)
 
     folder = paths.work(profile, "decoder", "captions")
-    return _decode_and_score(profile, folder, {"test": chosen}, {"test": decoder}, facts)
+    return decode_and_score(profile, folder, {"test": chosen}, {"test": decoder}, facts)
 
 
 def load_captions_run(profile: Profile) -> DecodedRun:
     """The clips and scores that `decode_captions` has written; `validation` is None."""
-    return _load(profile, paths.work(profile, "decoder", "captions"))
+    return load_decoded(profile, paths.work(profile, "decoder", "captions"))
 
 
 def autoencoder_ceiling(profile: Profile) -> Path:
@@ -228,12 +228,12 @@ def autoencoder_ceiling(profile: Profile) -> Path:
         return frames.reshape(*part.shape[:2], *frames.shape[1:])
 
     folder = paths.work(profile, "decoder", "autoencoder")
-    return _decode_and_score(profile, folder, {"test": chosen}, {"test": decoder}, facts)
+    return decode_and_score(profile, folder, {"test": chosen}, {"test": decoder}, facts)
 
 
 def load_autoencoder_run(profile: Profile) -> DecodedRun:
     """The clips and scores that `autoencoder_ceiling` has written; `validation` is None."""
-    return _load(profile, paths.work(profile, "decoder", "autoencoder"))
+    return load_decoded(profile, paths.work(profile, "decoder", "autoencoder"))
 
 
 def evenly_spaced(count: int, wanted: int | None) -> np.ndarray:
@@ -268,7 +268,8 @@ def model_digest(model: str) -> str:
     return hashlib.sha256("".join(file + digest for file, digest in weights.items()).encode()).hexdigest()
 
 
-def _load_pipeline(folder: Path) -> Any:
+def load_pipeline(folder: Path) -> Any:
+    """The `NeuralFlixPipeline` saved in a folder, on `nfx.training.device`."""
     from diffusers.utils import logging
 
     from nfx.diffusion import NeuralFlixPipeline
@@ -299,7 +300,7 @@ def _caption_pipeline(profile: Profile, unet: Path, beta: float) -> Any:
     ).to(device())
 
 
-def _decode(profile: Profile, pipeline: Any, numbers: np.ndarray, **conditions: Any) -> np.ndarray:
+def decode_windows(profile: Profile, pipeline: Any, numbers: np.ndarray, **conditions: Any) -> np.ndarray:
     """A block of clips, uint8; `numbers` give each clip's noise, `conditions` go to the pipeline."""
     from nfx.diffusion.fine_tuning import clip_generator
 
@@ -313,7 +314,8 @@ def _decode(profile: Profile, pipeline: Any, numbers: np.ndarray, **conditions: 
     return np.rint(frames * 255).astype(np.uint8)
 
 
-def _sampling_facts(profile: Profile) -> dict[str, Any]:
+def sampling_facts(profile: Profile) -> dict[str, Any]:
+    """What clips sampled by a `NeuralFlixPipeline` depend on beside the pipeline and its conditions."""
     return {
         "steps": profile.sampling.steps,
         "guidance": profile.sampling.guidance,
@@ -322,12 +324,24 @@ def _sampling_facts(profile: Profile) -> dict[str, Any]:
     }
 
 
-def _decode_and_score(
+def decode_and_score(
     profile: Profile, folder: Path, clips: dict[str, np.ndarray], decoders: dict[str, Decoder], facts: Mapping[str, Any]
 ) -> Path:
-    """Decode what is not there, score it, and write both with one manifest.
+    """Decode what is not there, score it, and write both with one manifest; every decoder here goes through this.
 
     Facts of decoding and of scoring are kept apart, so that a change of the scores costs no decoding.
+
+    Parameters
+    ----------
+    folder : where to; `load_decoded` reads it
+    clips : part ("validation", "test") -> int (clips,), rows of the part's film
+    decoders : part -> what decodes a block of them, a slice, to uint8 (clips, frames, height, width, 3)
+    facts : what the decoded clips depend on; clips decoded with others are replaced
+
+    Returns
+    -------
+    Path
+        `folder`, with <part>_decoded, <part>_clip and scores.csv.
     """
     decoding = files.as_json(facts)
     scoring = {
@@ -348,6 +362,7 @@ def _decode_and_score(
         arrays = {f"{part}_clip": np.asarray(index) for part, index in clips.items()}
         for part, decoder in decoders.items():
             arrays[f"{part}_decoded"] = _in_blocks(folder, part, len(clips[part]), profile, decoder, decoding)
+        (folder / "scores.csv").unlink(missing_ok=True)  # of other clips
         files.save_arrays(folder, arrays, {"decoding": decoding})
         shutil.rmtree(folder / "blocks")
     arrays = files.load_arrays(folder)
@@ -357,6 +372,7 @@ def _decode_and_score(
         table = score_clips(
             truth, arrays[f"{part}_decoded"], profile.models.image_classifier, profile.models.video_classifier,
             profile.seed, profile.evaluation.n_way, profile.evaluation.top_k, profile.evaluation.trials,
+            paths.work(profile, "judged"),
         )  # fmt: skip
         table.insert(0, "part", part)
         table.insert(1, "clip", index)
@@ -412,7 +428,14 @@ def _shown(profile: Profile, part: str, index: np.ndarray) -> tuple[np.ndarray, 
     return np.asarray(arrays[f"{film}_clips"][index]), np.asarray(arrays[f"{film}_segment"][index])
 
 
-def _load(profile: Profile, folder: Path) -> DecodedRun:
+def load_decoded(profile: Profile, folder: Path) -> DecodedRun:
+    """The clips and scores that `decode_and_score` has written into a folder.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If they are not there, or files are damaged.
+    """
     arrays = files.load_arrays(folder)
     table = folder / "scores.csv"
     if not table.is_file():

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 QUOTED = "quoted (real data)"
-BAR_COLOURS = (COLOURS["ours"], COLOURS["second"], COLOURS["third"])
+# Ours, row 0 and the four baselines; colour-blind safe (Okabe and Ito).
+BAR_COLOURS = (COLOURS["ours"], COLOURS["second"], COLOURS["third"], "#E69F00", "#CC79A7", "#F0E442")
 METRIC_NAMES = {"image": "50-way image", "video": "50-way video"}
 TABLE_1_COLUMNS = {
     "spatial_ratio": "spatial mask ratio",
@@ -181,7 +182,7 @@ def figure_2(
         Columns subject, method, mean, low, high: SSIM of our decoders and controls; low and high may be NaN.
         The first method is the headline; controls have a method that begins with "control: ".
     accuracy : DataFrame
-        Columns subject, metric ("image" or "video"), mean, low, high: 50-way top-1, one correct class.
+        Columns subject, method, metric ("image" or "video"), mean, low, high: 50-way top-1, one correct class.
     published : DataFrame
         Of `nfx.evaluation.published`; its quoted SSIM by subject and the quoted accuracies of NeuralFlix are drawn.
     chance : float
@@ -208,22 +209,22 @@ def figure_2(
     _published_bars(beside, quoted, "method")
     beside.set(ylabel="SSIM", title=QUOTED)
 
-    ax, beside = bottom.subplots(1, 2, width_ratios=[1.25, 1])
-    panel_letter(bottom, "b", "50-way top-1 accuracy")
-    _grouped_bars(ax, accuracy.assign(metric=accuracy["metric"].replace(METRIC_NAMES)), "metric")
-    ax.set(ylabel="accuracy", title=f"{label}; one correct class")
+    *measured, beside = bottom.subplots(1, 3, width_ratios=[1, 1, 0.8])
+    panel_letter(bottom, "b", "50-way top-1 accuracy, one correct class; methods as in a")
+    for ax, (metric, name) in zip(measured, METRIC_NAMES.items(), strict=True):
+        _grouped_bars(ax, accuracy[accuracy["metric"].eq(metric)], "method")
+        ax.get_legend().remove()
+        ax.set(ylabel="accuracy", title=f"{name}; {label}")
     quoted = published[published["metric"].eq("video_50way") & published["method"].str.startswith("NeuralFlix")]
     quoted = quoted[quoted["status"].eq("quoted")]
-    video = quoted.assign(
-        method=quoted["method"].str.replace("NeuralFlix time-averaged", "time-averaged fMRI") + ", video"
-    )
+    video = quoted.assign(method=quoted["method"].str.replace("NeuralFlix time-averaged", "time-averaged fMRI"))
     _published_bars(beside, video, "method")
-    beside.set(ylabel="accuracy", title=QUOTED)
-    for axes in (ax, beside):
+    beside.set(ylabel="accuracy", title=f"video; {QUOTED}")
+    for axes in (*measured, beside):
         axes.axhline(
             chance, color=COLOURS["chance"], linestyle="--", linewidth=1.2, label=f"chance {chance:.3f}", zorder=3
         )
-        _legend(axes)
+    _legend(beside)
     return fig
 
 
@@ -244,7 +245,7 @@ def _grouped_bars(ax: Axes, table: pd.DataFrame, group: str) -> None:
         ax.bar(place, part["mean"], width * 0.92, color=BAR_COLOURS[k], label=name)
         ax.errorbar(place, part["mean"], _reach(part), fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
         for at, value, high in zip(place, part["mean"], part["high"].fillna(part["mean"]), strict=True):
-            _value(ax, at, value, high)
+            _value(ax, at, value, high, upright=len(groups) > 3)
     for k, name in enumerate(dict.fromkeys(controls[group])):
         part = controls[controls[group].eq(name)].set_index("subject").reindex(subjects)
         style = ("-", "--", ":", "-.")[k % 4]
@@ -284,7 +285,7 @@ def _published_bars(ax: Axes, table: pd.DataFrame, group: str) -> None:
     _legend(ax)
 
 
-def _value(ax: Axes, x: float, value: float, top: float) -> None:
+def _value(ax: Axes, x: float, value: float, top: float, upright: bool = False) -> None:
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=2.5, foreground="white")]
@@ -295,7 +296,8 @@ def _value(ax: Axes, x: float, value: float, top: float) -> None:
             (0, 4),
             textcoords="offset points",
             ha="center",
-            fontsize=9,
+            fontsize=8 if upright else 9,
+            rotation=90 if upright else 0,
             zorder=5,
             path_effects=halo,
         )

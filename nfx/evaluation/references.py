@@ -22,7 +22,7 @@ from nfx.evaluation.controls import block_bootstrap, block_pairs, nearest_traini
 if TYPE_CHECKING:
     from nfx.profile import Profile
 
-PENALTIES = 10.0 ** np.arange(-3, 4)  # of the ridge regression, in units of a feature's summed square
+PENALTIES = 10.0 ** np.arange(-3, 4)  # of the ridge regression, in units of a feature's mean summed square
 
 
 class Retrieved(NamedTuple):
@@ -125,11 +125,12 @@ def true_attributes(profile: Profile, part: str) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame of int
-        object, colour, background, motion (indices into the simulator's lists), frame_class and video_class (of the
-        stand-in classifiers' classes).
+    DataFrame
+        object, colour, background, motion (int, indices into the simulator's lists), frame_class and video_class (int,
+        of the stand-in classifiers' classes), x and y (centre of the object, mean over the clip's frames, in pixels of
+        a frame of 64).
     """
-    from nfx.data.simulator.scenes import BACKGROUNDS, COLOURS, MOTIONS, OBJECTS
+    from nfx.data.simulator.scenes import BACKGROUNDS, COLOURS, DIRECTION, MOTIONS, OBJECTS, SPEED
     from nfx.files import read_json
     from nfx.paths import data_set
 
@@ -138,56 +139,77 @@ def true_attributes(profile: Profile, part: str) -> pd.DataFrame:
         raise ValueError(f"part is '{part}', expected 'train' or 'test'")
     kind, count = {"train": ("seg", profile.data.train_segments), "test": ("test", profile.data.test_segments)}[part]
     segments = read_json(data_set(profile) / "truth" / "movie.json")["segments"]
-    shots = [shot for number in range(1, count + 1) for shot in segments[f"{kind}{number}"]]
     levels = {"object": OBJECTS, "colour": COLOURS, "background": BACKGROUNDS, "motion": MOTIONS}
-    rows = [
-        {**{name: values.index(shot[name]) for name, values in levels.items()},
-         "frame_class": shot["frame_class"], "video_class": shot["video_class"]}
-        for shot in shots for _ in range(shot["length"])
-    ]  # fmt: skip
+    middle = np.mean(np.arange(profile.data.frames) / 3)  # s into a clip
+    rows = []
+    for shot in (shot for number in range(1, count + 1) for shot in segments[f"{kind}{number}"]):
+        known = {name: values.index(shot[name]) for name, values in levels.items()}
+        known |= {"frame_class": shot["frame_class"], "video_class": shot["video_class"]}
+        across, down = DIRECTION[shot["motion"]]
+        for later in range(shot["length"]):
+            moved = SPEED * (later * profile.data.repetition_time + middle)
+            rows.append(known | {"x": shot["x"] + moved * across, "y": shot["y"] + moved * down})
     return pd.DataFrame(rows)
 
 
-def linear_reader(
-    train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray], test: np.ndarray, levels: int
-) -> np.ndarray:
-    """Ridge regression from fMRI windows to a true attribute, one-hot: the scores of its levels for every test window.
+def indicators(level: np.ndarray, levels: int) -> np.ndarray:
+    """1 for a clip's level and 0 for the others: int (clips,) to float64 (clips, levels).
 
-    The penalty is the one of `PENALTIES` with the least squared error on the validation segments; then the regression
-    is fitted on the training part alone. It is told what no decoder is, the true attributes, and reads the same windows
-    of the same voxels. It is the ceiling of linear reading at this amount of training, not of all reading: more data,
-    a longer window, or a reader that knows the film's statistics may do better.
+    A level that is not in 0..levels - 1 is a ValueError.
+    """
+    level = np.asarray(level)
+    if level.min() < 0 or level.max() >= levels:
+        raise ValueError(f"levels run from {level.min()} to {level.max()}, expected 0 to {levels - 1}")
+    return np.eye(levels)[level]
+
+
+def linear_reader(
+    train: tuple[np.ndarray, Mapping[str, np.ndarray]],
+    validation: tuple[np.ndarray, Mapping[str, np.ndarray]],
+    test: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Ridge regression from fMRI windows to what the clips truly show, for every test window.
+
+    Fitted on the training part alone. Each target has a penalty of its own, the one of `PENALTIES` with the least
+    squared error on the validation segments. The reader is told what no decoder is, the true attributes, and reads the
+    same windows of the same voxels. It is the ceiling of linear reading at this amount of training, not of all reading:
+    more data, a longer window, or a reader that knows the film's statistics may do better.
 
     Parameters
     ----------
-    train, validation : (windows (clips, window, voxels), level (clips,) int)
+    train, validation : (windows (clips, window, voxels), target -> (clips, outputs))
     test : windows (clips, window, voxels)
-    levels : number of levels of the attribute
 
     Returns
     -------
-    float64 (test clips, levels)
+    dict of target to float64 (test clips, outputs)
 
     Raises
     ------
     ValueError
-        If windows and levels do not match, or a level is not in 0..levels - 1.
+        If windows and targets do not match.
     """
-    (x, y), (x_validation, y_validation) = (_design(*part, levels) for part in (train, validation))
+    from sklearn.linear_model import Ridge
+
+    names = list(train[1])
+    (x, y), (x_validation, y_validation) = (_design(windows, shown, names) for windows, shown in (train, validation))
     new = np.asarray(test, dtype=np.float64).reshape(len(test), -1)
     if new.shape[1] != x.shape[1] or x_validation.shape[1] != x.shape[1]:
         raise ValueError(
             f"windows of {x.shape[1]}, {x_validation.shape[1]} and {new.shape[1]} numbers: expected the same voxels in "
             "training, validation and test"
         )
-    mean, offset = x.mean(axis=0), y.mean(axis=0)
-    x = x - mean
-    values, vectors = np.linalg.eigh(x.T @ x)
-    values, target = np.maximum(values, 0), vectors.T @ (x.T @ (y - offset))
-    unit = values.mean()  # the mean summed square of a feature
-    coefficients = [vectors @ (target / (values + penalty * unit)[:, None]) for penalty in PENALTIES]
-    errors = [np.mean((offset + (x_validation - mean) @ c - y_validation) ** 2) for c in coefficients]
-    return offset + (new - mean) @ coefficients[int(np.argmin(errors))]
+    unit = x.var(axis=0).mean() * len(x)  # the mean summed square of a feature
+    columns = np.split(np.arange(y.shape[1]), np.cumsum([np.shape(train[1][name])[1] for name in names])[:-1])
+    least = dict.fromkeys(names, np.inf)
+    read: dict[str, np.ndarray] = {}
+    for penalty in PENALTIES:
+        model = Ridge(alpha=penalty * unit).fit(x, y)
+        squared, predicted = (model.predict(x_validation) - y_validation) ** 2, model.predict(new)
+        for name, own in zip(names, columns, strict=True):
+            if (error := squared[:, own].mean()) < least[name]:
+                least[name], read[name] = error, predicted[:, own]
+    return read
 
 
 def reader_scores(profile: Profile, subject: int) -> dict[str, np.ndarray]:
@@ -196,20 +218,22 @@ def reader_scores(profile: Profile, subject: int) -> dict[str, np.ndarray]:
     Returns
     -------
     dict of str to float64 (test clips, levels)
-        object, colour, background, motion; and frame (128 classes) and video (128), the sums of the scores of the
-        attributes that make the class, in the order of the stand-in classifiers: logits for the n-way test. Clips are
-        all of the test film; take those that were decoded by their `clip`.
+        object, colour, background, motion; position, (test clips, 2), x and y; and frame (128 classes) and video (128),
+        the sums of the scores of the attributes that make the class, in the order of the stand-in classifiers: logits
+        for the n-way test. Clips are all of the test film; take those that were decoded by their `clip`.
     """
     from nfx.data import load_subject
     from nfx.data.simulator.scenes import BACKGROUNDS, COLOURS, MOTIONS, OBJECTS
 
     data, shown = load_subject(profile, subject), true_attributes(profile, "train")
-    parts = [(part.fmri, shown.iloc[part.clip]) for part in (data.train, data.validation)]
-    lists = {"object": OBJECTS, "colour": COLOURS, "background": BACKGROUNDS, "motion": MOTIONS}
-    scores = {
-        name: linear_reader(*((fmri, rows[name].to_numpy()) for fmri, rows in parts), data.test.fmri, len(levels))
-        for name, levels in lists.items()
-    }
+    counts = {"object": len(OBJECTS), "colour": len(COLOURS), "background": len(BACKGROUNDS), "motion": len(MOTIONS)}
+
+    def known(clip: np.ndarray) -> dict[str, np.ndarray]:
+        targets = {name: indicators(shown[name].to_numpy()[clip], count) for name, count in counts.items()}
+        return targets | {"position": shown[["x", "y"]].to_numpy()[clip]}
+
+    train, validation = ((part.fmri, known(part.clip)) for part in (data.train, data.validation))
+    scores = linear_reader(train, validation, data.test.fmri)
     return scores | {
         "frame": class_scores(scores["object"], scores["colour"], scores["background"]),
         "video": class_scores(scores["object"], scores["motion"], scores["background"]),
@@ -246,7 +270,7 @@ def reader_table(
     Parameters
     ----------
     scores : of `reader_scores`, at the same clips as `labels`
-    labels : attribute -> true level (clips,), for frame and video the class
+    labels : attribute -> true level (clips,), for frame and video the class; others are left out of the table
     segment : (clips,)
     length : clips a block
     n_way : of the test of frame and video, whose classes are too many to name
@@ -261,8 +285,8 @@ def reader_table(
     from nfx.evaluation.n_way import n_way_pairs
 
     rows = []
-    for name, found in scores.items():
-        true = np.asarray(labels[name])
+    for name, true in labels.items():
+        true, found = np.asarray(true), scores[name]
         if len(true) != len(found):
             raise ValueError(f"{name}: {len(found)} scored clips and {len(true)} labels, expected one each")
         if name in ("frame", "video"):
@@ -278,13 +302,12 @@ def reader_table(
     return pd.DataFrame(rows)
 
 
-def _design(windows: np.ndarray, level: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    windows, level = np.asarray(windows, dtype=np.float64), np.asarray(level)
-    if len(windows) != len(level) or len(windows) == 0:
-        raise ValueError(f"{len(windows)} windows and {len(level)} levels: expected one each, at least one")
-    if level.min() < 0 or level.max() >= levels:
-        raise ValueError(f"levels run from {level.min()} to {level.max()}, expected 0 to {levels - 1}")
-    return windows.reshape(len(windows), -1), np.eye(levels)[level]
+def _design(windows: np.ndarray, shown: Mapping[str, np.ndarray], names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    windows, targets = np.asarray(windows, dtype=np.float64), [np.asarray(shown[name], dtype=float) for name in names]
+    wrong = [f"{name} {y.shape}" for name, y in zip(names, targets, strict=True) if len(y) != len(windows)]
+    if wrong or len(windows) == 0:
+        raise ValueError(f"{len(windows)} windows and targets {', '.join(wrong)}: expected one each, at least one")
+    return windows.reshape(len(windows), -1), np.concatenate(targets, axis=1)
 
 
 def _require_simulated(profile: Profile) -> None:

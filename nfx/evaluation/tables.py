@@ -75,7 +75,7 @@ def of_part(scores: pd.DataFrame, part: str) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame, index: str | Sequence[str], digits: int = 3) -> pd.DataFrame:
-    """A `score_table`, wide: a row for each value of `index`, a column a metric, "mean [low, high]" in the cells."""
+    """A `score_table`, wide: a row for each value of `index` in its order, a column a metric, "mean [low, high]" in it."""
     correct = table["correct"].map(lambda n: "" if pd.isna(n) else f", {n} correct")
     cells = [
         f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -83,8 +83,9 @@ def readable(table: pd.DataFrame, index: str | Sequence[str], digits: int = 3) -
     ]
     wide = table.assign(column=table["metric"] + correct, cell=cells)
     keys = [index] if isinstance(index, str) else list(index)
-    order = list(dict.fromkeys(wide["column"]))
-    return wide.pivot(index=keys, columns="column", values="cell")[order].rename_axis(columns=None)
+    order, lines = list(dict.fromkeys(wide["column"])), wide[keys].drop_duplicates()
+    found = wide.pivot(index=keys, columns="column", values="cell")[order].rename_axis(columns=None)
+    return found.loc[list(lines.itertuples(index=False, name=None)) if len(keys) > 1 else lines[keys[0]]]
 
 
 def row_columns(scores: pd.DataFrame, evaluation: Evaluation) -> dict[int, dict[str, float]]:
@@ -106,12 +107,13 @@ def row_columns(scores: pd.DataFrame, evaluation: Evaluation) -> dict[int, dict[
 def clip_logits(clips: np.ndarray, profile: Profile) -> dict[str, np.ndarray]:
     """What both classifiers make of clips: image (clips, frames, classes) and video (clips, classes)."""
     from nfx.evaluation.classifiers import image_logits, video_logits
+    from nfx.paths import work
 
-    clips = np.asarray(clips)
-    image = image_logits(clips.reshape(-1, *clips.shape[2:]), profile.models.image_classifier)
+    clips, cache = np.asarray(clips), work(profile, "judged")
+    image = image_logits(clips.reshape(-1, *clips.shape[2:]), profile.models.image_classifier, cache=cache)
     return {
         "image": image.reshape(*clips.shape[:2], -1),
-        "video": video_logits(clips, profile.models.video_classifier),
+        "video": video_logits(clips, profile.models.video_classifier, cache=cache),
     }
 
 
@@ -191,7 +193,12 @@ def voxel_choice_auc(profile: Profile, subject: int) -> float:
 
 
 def text_table(
-    scores: pd.DataFrame, row_0: float, overlap: float, published: pd.DataFrame, profile: Profile
+    scores: pd.DataFrame,
+    row_0: float,
+    overlap: float,
+    published: pd.DataFrame,
+    profile: Profile,
+    mindvideo: Mapping[int, float] | None = None,
 ) -> pd.DataFrame:
     """Every number of the paper's running text beside ours, and which table holds those of other notebooks.
 
@@ -201,6 +208,7 @@ def text_table(
     row_0 : SSIM of row 0 of the first subject, for a gain over a baseline that we have run ourselves
     overlap : of the categories of training and test set
     published : of `nfx.evaluation.published`
+    mindvideo : SSIM of the baseline after Chen 2023 by subject, where it has run: the gains of Section 5.1 are over it
 
     Returns
     -------
@@ -213,6 +221,9 @@ def text_table(
     data = profile.data
     pairs = data.train_segments * data.train_volumes
     ours = {key: value for subject, value in ssim.items() if (key := f"neuralflix_ssim_{subject}") in published.index}
+    for subject, value in (mindvideo or {}).items():
+        if (key := f"neuralflix_gain_{subject}") in published.index:
+            ours[key] = percent_gain(ssim[subject], value)
     ours |= {
         "category_overlap": overlap,
         "training_pairs": pairs,
@@ -255,11 +266,13 @@ def short_captions(captions: Sequence[str], chosen: Sequence[int], width: int = 
     return [title if len(title) <= width else title[: width - 1] + "…" for title in titles]
 
 
-def categories(clips: np.ndarray, model: str, frame: int = 2) -> set[int]:
+def categories(clips: np.ndarray, profile: Profile, frame: int = 2) -> set[int]:
     """Classes that the image classifier sees in the third frame of any clip (ours: the paper does not say, 4.2)."""
     from nfx.evaluation.classifiers import image_logits
+    from nfx.paths import work
 
-    return set(image_logits(np.asarray(clips[:, frame]), model).argmax(axis=1).tolist())
+    shown, model = np.asarray(clips[:, frame]), profile.models.image_classifier
+    return set(image_logits(shown, model, cache=work(profile, "judged")).argmax(axis=1).tolist())
 
 
 def write_listing(profile: Profile, name: str, outputs: Sequence[Path]) -> dict[str, list[str]]:

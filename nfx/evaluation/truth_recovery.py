@@ -23,7 +23,6 @@ NAMES = ("object", "colour", "background", "motion")
 LEVELS = {"object": 8, "colour": 4, "background": 4, "motion": 4}
 NEAR = 8.0  # pixels of a frame of 64, an eighth of its width: as far off a position may be
 BORDER = 6  # pixels of a frame of 64 at its edge, from which the background's colours are taken
-ALPHAS = (1e2, 1e3, 1e4, 1e5)  # penalties of ridge regression, chosen on the validation segments
 
 Attributes = dict[str, np.ndarray]  # NAMES -> int (clips,); "position" -> float (clips, 2), x and y in a frame of 64
 
@@ -40,10 +39,9 @@ def truth_recovery(profile: Profile, subject: int, row: int, permutations: int =
     from nfx.evaluation.tables import block_length
 
     run = load_run(profile, subject, row).test
-    models = profile.models.image_classifier, profile.models.video_classifier
     seen = {
-        "decoded clips": read_clips(run.decoded, *models),
-        "true film": read_clips(run.truth, *models),
+        "decoded clips": read_clips(run.decoded, profile),
+        "true film": read_clips(run.truth, profile),
         "ridge regression": read_recordings(profile, subject, run.clip),
     }
     length = block_length(run.segment)
@@ -54,31 +52,17 @@ def truth_recovery(profile: Profile, subject: int, row: int, permutations: int =
 
 
 def clip_truth(profile: Profile, part: str, clip: np.ndarray) -> Attributes:
-    """What the simulator showed in clips of "train" or "test".
+    """What the simulator showed in clips of "train" or "test" (`nfx.evaluation.references.true_attributes`).
 
     The position is that of the object's centre, mean over the clip's frames.
     """
-    from nfx.data.simulator.scenes import BACKGROUNDS, COLOURS, DIRECTION, MOTIONS, OBJECTS, SPEED
-    from nfx.files import read_json
-    from nfx.paths import data_set
+    from nfx.evaluation.references import true_attributes
 
-    if not profile.simulated:
-        raise ValueError(f"profile '{profile.name}' is not simulated: only a simulated film's truth is known")
-    segments = read_json(data_set(profile) / "truth" / "movie.json")["segments"]
-    prefix, count = ("seg", profile.data.train_segments) if part == "train" else ("test", profile.data.test_segments)
-    levels = dict(zip(NAMES, (OBJECTS, COLOURS, BACKGROUNDS, MOTIONS), strict=True))
-    frames = np.arange(profile.data.frames) / 3  # s
-    clips, places = [], []
-    for shot in (shot for number in range(1, count + 1) for shot in segments[f"{prefix}{number}"]):
-        for later in range(shot["length"]):
-            passed = later * profile.data.repetition_time + frames.mean()
-            clips.append([levels[name].index(shot[name]) for name in NAMES])
-            places.append(np.array([shot["x"], shot["y"]]) + SPEED * passed * np.array(DIRECTION[shot["motion"]]))
-    known: Attributes = dict(zip(NAMES, np.array(clips)[clip].T, strict=True))
-    return known | {"position": np.array(places)[clip]}
+    shown = true_attributes(profile, part).iloc[clip]
+    return {name: shown[name].to_numpy() for name in NAMES} | {"position": shown[["x", "y"]].to_numpy()}
 
 
-def read_clips(clips: np.ndarray, image_classifier: str, video_classifier: str) -> Attributes:
+def read_clips(clips: np.ndarray, profile: Profile) -> Attributes:
     """Attributes that the stand-in classifiers, and for the position `position`, read off clips.
 
     Object, colour and background are of the image classifier, one answer for a clip from the mean of its frames' log
@@ -87,15 +71,12 @@ def read_clips(clips: np.ndarray, image_classifier: str, video_classifier: str) 
     Parameters
     ----------
     clips : uint8 (clips, 6, height, width, 3)
-    image_classifier, video_classifier : snapshots of the stand-ins
+    profile : whose classifiers are the stand-ins
     """
-    from nfx.evaluation.classifiers import image_logits, video_logits
+    from nfx.evaluation.tables import clip_logits
 
-    frames = image_logits(clips.reshape(-1, *clips.shape[2:]), image_classifier)
-    return {
-        **read_logits(frames.reshape(*clips.shape[:2], -1), video_logits(clips, video_classifier)),
-        "position": position(clips),
-    }
+    logits = clip_logits(clips, profile)
+    return {**read_logits(logits["image"], logits["video"]), "position": position(clips)}
 
 
 def read_logits(image: np.ndarray, video: np.ndarray) -> Attributes:
@@ -153,47 +134,12 @@ def position(clips: np.ndarray) -> np.ndarray:
 def read_recordings(profile: Profile, subject: int, clip: np.ndarray) -> Attributes:
     """Attributes of test clips by ridge regression from the windows that the decoder sees, trained as it is.
 
-    Trained on the trained-on segments; each attribute's penalty is the one of `ALPHAS` with the most hits (for the
-    position the least distance) on the validation segments.
+    See `nfx.evaluation.references.reader_scores`: the level with the largest score wins.
     """
-    from nfx.data import load_subject
+    from nfx.evaluation.references import reader_scores
 
-    data = load_subject(profile, subject)
-    flat = [part.fmri.reshape(len(part.fmri), -1) for part in (data.train, data.validation, data.test)]
-    train, validation = (clip_truth(profile, "train", part.clip) for part in (data.train, data.validation))
-    return ridge_attributes(flat[0], train, flat[1], validation, flat[2][np.searchsorted(data.test.clip, clip)])
-
-
-def ridge_attributes(
-    train: np.ndarray, truth: Attributes, validation: np.ndarray, validation_truth: Attributes, test: np.ndarray
-) -> Attributes:
-    """Ridge regression to indicators of every level (the largest wins) and to the position.
-
-    Parameters
-    ----------
-    train, validation, test : (clips, features)
-    truth, validation_truth : attributes of the first two
-
-    Returns
-    -------
-    Attributes of the test clips
-    """
-    from sklearn.linear_model import Ridge
-
-    targets = [np.eye(LEVELS[name])[truth[name]] for name in NAMES] + [truth["position"]]
-    borders = np.cumsum([target.shape[1] for target in targets])[:-1]
-    names = (*NAMES, "position")
-    best: dict[str, tuple[float, np.ndarray]] = {}
-    for alpha in ALPHAS:
-        model = Ridge(alpha=alpha).fit(train, np.concatenate(targets, axis=1))
-        read = [_read(np.split(model.predict(x), borders, axis=1)) for x in (validation, test)]
-        for name in names:
-            score = hits(name, validation_truth[name], read[0][name]).mean()
-            if name == "position":
-                score = -np.linalg.norm(read[0][name] - validation_truth[name], axis=1).mean()
-            if name not in best or score > best[name][0]:
-                best[name] = score, read[1][name]
-    return {name: found for name, (_, found) in best.items()}
+    scores = reader_scores(profile, subject)
+    return {name: scores[name][clip].argmax(axis=1) for name in NAMES} | {"position": scores["position"][clip]}
 
 
 def hits(name: str, truth: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -241,7 +187,3 @@ def recovery_table(
                 | {"high": found.high, "chance": chance, "permuted": null.null_mean, "p": null.p}
             )
     return pd.DataFrame(rows)
-
-
-def _read(parts: list[np.ndarray]) -> Attributes:
-    return {name: part.argmax(axis=1) for name, part in zip(NAMES, parts[:-1], strict=True)} | {"position": parts[-1]}
