@@ -22,7 +22,17 @@ TOLERANCE = {"ssim": 0.03, "image_top1_1": 0.08, "video_top1_1": 0.08}  # about 
 REQUIRED_ACCURACY = {"image_top1_1": 0.15, "video_top1_1": 0.10}  # 50-way, one correct class; chance is 0.02
 REQUIRED_AUC = 0.9  # of the voxel choice
 PROFILE = load_profile("demo")
-FIGURES = ("figure_1", "figure_2", "figure_3", "figure_4", "figure_5", "figure_6", "figure_7", "figure_ablations")
+FIGURES = (
+    "figure_1",
+    "figure_2",
+    "figure_3",
+    "figure_4",
+    "figure_5",
+    "figure_6",
+    "figure_7",
+    "figure_ablations",
+    "figure_semantic_trend",
+)
 
 
 def measured() -> dict[str, float]:
@@ -64,6 +74,38 @@ def test_voxel_choice_finds_the_vertices_that_carry_a_signal():
     auc = pd.read_csv(figures(PROFILE, "auc.csv"), comment="#", index_col="subject").iloc[:, 0]
     assert len(auc) == len(PROFILE.data.subjects)
     assert auc.min() >= REQUIRED_AUC, auc.to_string()
+
+
+def test_no_test_data_touched_what_was_trained():
+    table = pd.read_csv(figures(PROFILE, "leak_checks.csv"), comment="#")
+    assert len(table) == 7 + 4 * len(
+        PROFILE.data.subjects
+    )  # of the film, captions, trainings and people; of each subject
+    assert table["ok"].all(), table[~table["ok"]].to_string()
+
+
+def test_clips_are_identified_by_pixels_and_by_clip():
+    table = pd.read_csv(figures(PROFILE, "identification.csv"), comment="#")
+    assert len(table) == 8 * len(
+        PROFILE.data.subjects
+    )  # by two similarities, among 2 and 50, of all and of other blocks
+    assert (table["p"] < 0.01).all() and (table["low"] > table["chance"]).all(), table.to_string()
+
+
+def test_the_references_are_beside_ours_and_know_nothing():
+    table = pd.read_csv(figures(PROFILE, "references.csv"), comment="#").set_index(["subject", "method", "metric"])[
+        "mean"
+    ]
+    for subject in PROFILE.data.subjects:
+        assert table[subject, "mid-grey frame", "2-way CLIP"] == pytest.approx(0.5)
+        assert table[subject, "mid-grey frame", "motion"] == 0
+        assert table[subject, "autoencoder", "2-way CLIP"] > table[subject, "row 10", "2-way CLIP"] > 0.5
+
+
+def test_the_report_holds_every_figure_and_film():
+    page = figures(PROFILE, "report.html").read_text(encoding="utf-8")
+    assert page.count("data:video/mp4;base64,") == len(PROFILE.data.subjects) + 1  # the longer video too
+    assert page.count("data:image/webp;base64,") >= len(FIGURES)
 
 
 @pytest.mark.parametrize("name", FIGURES)

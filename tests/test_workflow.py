@@ -37,6 +37,19 @@ for folder in ${folders:-}; do mkdir -p "work/$profile/$folder"; echo '{}' > "wo
 """
 
 
+# In place of python, for the modules that jobs run; all else is the real one's.
+MODULE_STUB = """#!/usr/bin/env bash
+[[ $1 == -m && $2 == nfx.* ]] || exec "$REAL_PYTHON" "$@"
+echo "$2 ${@:3:2}" >> calls
+case $2 in
+  nfx.baselines) folder="baselines/$3_subject$4" ;;
+  nfx.evaluation.interventions) folder="controls/$3_subject$4" ;;
+  *) exit ;;
+esac
+mkdir -p "work/demo/$folder"; echo '{}' > "work/demo/$folder/manifest.json"
+"""
+
+
 def write_notebook(folder, name, prose="why", code="x = 1"):
     cells = [{"cell_type": kind, "source": [text]} for kind, text in (("markdown", prose), ("code", code))]
     (folder / "notebooks" / f"{name}.ipynb").write_text(json.dumps({"cells": cells}))
@@ -53,18 +66,23 @@ def pipeline(tmp_path):
     stub = tmp_path / "bin" / "papermill"
     stub.parent.mkdir()
     stub.write_text(STUB)
-    stub.chmod(0o755)
+    (stub.parent / "python").write_text(MODULE_STUB)
+    for file in stub.parent.iterdir():
+        file.chmod(0o755)
 
     def engine(*arguments, profile="demo", broken="", expected=0):
+        config = [f"profile={profile}", *(argument for argument in arguments if "=" in argument)]
         command = [
-            sys.executable, "-m", "snakemake", *arguments, "--snakefile", "workflow/Snakefile",
-            "--workflow-profile", "workflow/profiles/default", "--cores", "2", "--config", f"profile={profile}",
+            sys.executable, "-m", "snakemake", *(argument for argument in arguments if "=" not in argument),
+            "--snakefile", "workflow/Snakefile", "--workflow-profile", "workflow/profiles/default", "--cores", "2",
+            "--config", *config,
         ]  # fmt: skip
         environment = os.environ | {
             "NFX_ROOT": str(tmp_path),
             "PYTHONPATH": str(tmp_path),
             "PATH": f"{stub.parent}:{os.environ['PATH']}",
             "BROKEN": broken,
+            "REAL_PYTHON": sys.executable,
         }
         run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert run.returncode == expected, run.stdout + run.stderr
@@ -97,8 +115,9 @@ def test_the_jobs_of_the_demo(pipeline):
         "evaluation": 1,
         "ablations": 1,
         "attention": 1,
+        "report": 1,
         "all": 1,
-        "total": 32,
+        "total": 33,
     }
 
 
@@ -107,13 +126,39 @@ def test_the_headline_is_the_three_subjects_and_the_plain_row(pipeline):
     _, engine = pipeline
     counts = jobs(engine("headline", "--dry-run"))
     assert (counts["encoder"], counts["decoder"]) == (3 + 1, 3 + 1)  # row 0 stands beside them
-    assert "ablations" not in counts
+    assert "ablations" not in counts and counts["report_headline"] == 1
+
+
+@pytest.mark.slow
+def test_a_study_has_encoders_and_decoders_alone(pipeline):
+    _, engine = pipeline
+    assert set(jobs(engine("decoders", "--prioritize", "decoders", "--dry-run"))) == {
+        "data", "encoder", "decoder", "decoders", "total",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_evidence_comes_before_the_figures_and_is_not_forgotten(pipeline):
+    folder, engine = pipeline
+    engine()
+    calls(folder)
+    counts = jobs(engine("evidence", "evidence=true", "--dry-run"))
+    assert counts["baseline"] == 4 * 3
+    assert counts["control"] == 4 * 3 + 4  # what is trained anew, of the first subject alone
+    engine("evidence", "evidence=true")
+    done = calls(folder)
+    assert done[-2:] == ["04_evaluation subject_row", "nfx.report demo"] and len(done) == 12 + 16 + 2
+    assert "nfx.baselines chen2023 3" in done and "nfx.evaluation.interventions lag_-2 1" in done
+    assert "Nothing to be done" in engine()  # the figures with the evidence stay
+    shutil.rmtree(folder / "work/demo/controls/shuffled_subject2")
+    engine()
+    assert calls(folder) == ["04_evaluation subject_row", "nfx.report demo"]  # what is there, and no more
 
 
 @pytest.mark.slow
 def test_the_paper_has_the_same_jobs(pipeline):
     _, engine = pipeline
-    assert jobs(engine("--dry-run", profile="paper"))["total"] == 32
+    assert jobs(engine("--dry-run", profile="paper"))["total"] == 33
 
 
 @pytest.mark.slow
@@ -125,7 +170,7 @@ def test_one_broken_row_and_what_runs_again(pipeline):
     done = calls(folder)
     assert done[:2] == ["01_data_preparation subject_row", "02_encoder_contrastive_training subject1_row1"]
     assert done.count(row_3) == 2, "tried twice"
-    assert len(set(done)) == 1 + 12 + 15 + 2, "all but the ablations, which need the row"
+    assert len(set(done)) == 1 + 12 + 15 + 2, "all but the ablations, which need the row, and the report"
     order = [job for job in done if job.startswith("03")]
     for first, others in (("row0", "row[1-7]"), ("row10", ".*subject[23]")):  # they train stage one for the others
         place = order.index(f"03_diffusion_fine_tuning subject1_{first}")
@@ -133,7 +178,7 @@ def test_one_broken_row_and_what_runs_again(pipeline):
     assert "ValueError: a broken row" in output and "03_diffusion_fine_tuning_subject1_row3.log" in output
 
     output = engine()
-    assert calls(folder) == [row_3, "05_ablations subject_row"]
+    assert calls(folder) == [row_3, "05_ablations subject_row", "nfx.report demo"]
     assert "headline (three subjects, Figures 2-7): was up to date" in output and "all (with" in output
 
     for name in NOTEBOOKS:
@@ -145,7 +190,7 @@ def test_one_broken_row_and_what_runs_again(pipeline):
     with open(folder / "nfx/attention/maps.py", "a") as source:
         source.write("ANOTHER = 1\n")
     engine()
-    assert calls(folder) == ["06_attention_analysis subject_row"]
+    assert calls(folder) == ["06_attention_analysis subject_row", "nfx.report demo"]
 
     shutil.rmtree(folder / "work/demo/decoder/subject1_row8")
     write_notebook(folder, NOTEBOOKS[3], code="x = 2")
@@ -154,4 +199,5 @@ def test_one_broken_row_and_what_runs_again(pipeline):
         "03_diffusion_fine_tuning subject1_row8",
         "04_evaluation subject_row",
         "05_ablations subject_row",
+        "nfx.report demo",
     ]

@@ -21,8 +21,8 @@ Trained anew, all else equal:
 - ``lag_-2``, ``lag_2``: recordings two volumes too early or too late for their clips, in phase 1 and phase 2.
 
 What these train goes to ``work/<profile>_<control>``, laid out as ``work/<profile>``, and what they decode to
-``work/<profile>/controls/<control>_subject<k>``; nothing else in ``work/<profile>`` is touched. One command a control:
-``python -m nfx.evaluation.interventions NAME SUBJECT [--profile demo]``.
+``work/<profile>/controls/<control>_subject<k>``; nothing that stands in ``work/<profile>`` is changed. One command a
+control: ``python -m nfx.evaluation.interventions NAME SUBJECT [--profile demo]``.
 """
 
 from __future__ import annotations
@@ -667,13 +667,14 @@ def figure_controls(tables: Sequence[pd.DataFrame], curves: Sequence[pd.DataFram
     group = [0 if title == TITLES["untouched"] else 2 if title in anew else 1 for title in order]
     order = [title for _, title in sorted(zip(group, order, strict=True), key=lambda pair: pair[0])]
     place = {title: row + 0.6 * kind for row, (title, kind) in enumerate(zip(order, sorted(group), strict=True))}
+    subjects = sorted({*table["subject"], *(int(curve["subject"].iloc[0]) for curve in curves)})
     fig = new_figure(14, 1.9 + 0.5 * len(order) + (3.4 if curves else 0))
     upper, lower = fig.subfigures(2, 1, height_ratios=[1.9 + 0.5 * len(order), 3.4]) if curves else (fig, None)
     axes = upper.subplots(1, len(MEASURED), sharey=True)
     n_way = f"{profile.evaluation.n_way}-way "
     labels = {"image": f"{n_way}image", "video": f"{n_way}video"}
     for letter, ax, metric in zip("abcde", axes, MEASURED.values(), strict=True):
-        _draw_scores(ax, table[table["metric"].eq(metric)], place)
+        _draw_scores(ax, table[table["metric"].eq(metric)], place, subjects)
         ax.set_xlabel("SSIM" if metric == "SSIM" else "accuracy" if metric in labels else "identified")
         panel_letter(ax, letter, labels.get(metric, metric))
     axes[0].set_yticks(list(place.values()), list(place))
@@ -686,9 +687,12 @@ def figure_controls(tables: Sequence[pd.DataFrame], curves: Sequence[pd.DataFram
                 ha="right", va="center", fontsize=9, fontstyle="italic",
             )  # fmt: skip
     if lower is not None:
-        _draw_curves(lower.subplots(), curves, "simulated data" if profile.simulated else "")
-    handles, names = axes[0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside upper right", ncols=len(names))
+        _draw_curves(lower.subplots(), curves, subjects, "simulated data" if profile.simulated else "")
+    shown = {}
+    for ax in fig.get_axes():
+        handles, names = ax.get_legend_handles_labels()
+        shown |= dict(zip(names, handles, strict=True))
+    fig.legend([shown[name] for name in sorted(shown)], sorted(shown), loc="outside upper right", ncols=len(shown))
     return fig
 
 
@@ -697,8 +701,7 @@ def _subject_style(number: int) -> dict[str, Any]:
     return {"color": colours[number % 3], "marker": "osD^v"[number % 5], "markersize": 5.5}
 
 
-def _draw_scores(ax: Axes, table: pd.DataFrame, place: dict[str, float]) -> None:
-    subjects = sorted(table["subject"].unique())
+def _draw_scores(ax: Axes, table: pd.DataFrame, place: dict[str, float], subjects: list[int]) -> None:
     for number, subject in enumerate(subjects):
         part = table[table["subject"].eq(subject)]
         y = part["control"].map(place) + 0.22 * (number - (len(subjects) - 1) / 2)
@@ -719,15 +722,19 @@ def _draw_scores(ax: Axes, table: pd.DataFrame, place: dict[str, float]) -> None
     ax.margins(x=0.12)
 
 
-def _draw_curves(ax: Axes, curves: Sequence[pd.DataFrame], note: str) -> None:
-    for number, curve in enumerate(curves):
-        style = _subject_style(number)
-        ax.plot(curve["lag"], curve["mean"], label=f"subject {curve['subject'].iloc[0]}", **style)
+def _draw_curves(ax: Axes, curves: Sequence[pd.DataFrame], subjects: list[int], note: str) -> None:
+    for curve in curves:
+        subject = int(curve["subject"].iloc[0])
+        style = _subject_style(subjects.index(subject))
+        ax.plot(curve["lag"], curve["mean"], label=f"subject {subject}", **style)
         ax.fill_between(curve["lag"], curve["low"], curve["high"], color=style["color"], alpha=0.15, linewidth=0)
     ax.axhline(curves[0]["chance"].iloc[0], color=COLOURS["chance"], linestyle="--", linewidth=1.1)
     ax.axvline(0, color=COLOURS["control"], linewidth=1)
     ax.set_xticks(sorted(set(curves[0]["lag"])))
-    ax.set(xlabel="recordings after the prepared ones, in volumes (4 s after the film at 0)", ylabel="2-way CLIP")
+    ax.set(
+        xlabel="lag of the recordings in volumes; at 0 as prepared, 4 s after the film; positive: later",
+        ylabel="2-way CLIP",
+    )
     panel_letter(ax, "f", "A linear reader trained anew at each lag" + (f", {note}" if note else ""))
 
 

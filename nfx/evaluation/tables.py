@@ -75,7 +75,7 @@ def of_part(scores: pd.DataFrame, part: str) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame, index: str | Sequence[str], digits: int = 3) -> pd.DataFrame:
-    """A `score_table`, wide: a row for each value of `index` in its order, a column a metric, "mean [low, high]" in it."""
+    """A `score_table`, wide: a row for each value of `index` in its order, a column a metric, "mean [low, high]"."""
     correct = table["correct"].map(lambda n: "" if pd.isna(n) else f", {n} correct")
     cells = [
         f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
