@@ -15,10 +15,12 @@ Decoding alone, with the trained decoder as it is:
 Trained anew, all else equal:
 
 - ``untrained_encoder``: an encoder of fresh weights, neither pre-trained nor contrastively trained, that stays as it is
-  while stage two trains the UNet. It is a random projection of the recordings, in which what they hold is mixed but not
-  lost: this asks what the UNet's cross-attention learns to read by itself, and need not destroy the decoding.
+  while stage two trains the UNet. Its tokens are a random projection of the recordings, in which what they hold is
+  mixed but not lost: this asks what the UNet's cross-attention learns to read by itself in those steps, and need not
+  destroy the decoding.
 - ``non_visual``: as many voxels outside visual cortex, in phase 1 and phase 2.
-- ``lag_-2``, ``lag_2``: recordings two volumes too early or too late for their clips, in phase 1 and phase 2.
+- ``lag_-2``, ``lag_2``: recordings two volumes too early or too late for their clips, in phase 1 and phase 2. A
+  response lasts longer than that, so that these lower what can be read and need not destroy it: see `lag_curve`.
 
 What these train goes to ``work/<profile>_<control>``, laid out as ``work/<profile>``, and what they decode to
 ``work/<profile>/controls/<control>_subject<k>``; nothing that stands in ``work/<profile>`` is changed. One command a
