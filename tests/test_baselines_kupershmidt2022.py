@@ -36,11 +36,19 @@ def test_a_planted_linear_relation_is_decoded_though_the_test_part_was_not_there
 def test_separable_weights_are_the_product_of_place_and_channel():
     torch.manual_seed(0)
     layer = kupershmidt.Separable(3, 5)
+    torch.nn.init.normal_(layer.place)
     weight = layer.place[:, None, :] * layer.channel[:, :, None]  # (voxels, channels, places)
     features, voxels = torch.randn(2, 5, 8, 8), torch.randn(2, 3)
-    torch.testing.assert_close(layer.read(features), torch.einsum("bcp,vcp->bv", features.flatten(2), weight))
-    painted = torch.einsum("bv,vcp->bcp", voxels, weight).unflatten(2, (8, 8)) / 3**0.5
+    torch.testing.assert_close(layer.read(features), torch.einsum("bcp,vcp->bv", features.flatten(2), weight) / 8)
+    painted = torch.einsum("bv,vcp->bcp", voxels, weight).unflatten(2, (8, 8)) * 8 * (5 / 3) ** 0.5
     torch.testing.assert_close(layer.paint(voxels), painted)
+
+
+def test_what_is_painted_starts_with_unit_variance_and_nearly_even():
+    torch.manual_seed(0)
+    painted = kupershmidt.Separable(300, 40).paint(torch.randn(50, 300))
+    assert painted.std().item() == pytest.approx(1, abs=0.1)
+    assert painted.std(dim=(2, 3)).mean() < 0.2
 
 
 def test_the_two_networks_turn_clips_into_windows_and_back():

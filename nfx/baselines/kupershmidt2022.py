@@ -25,7 +25,7 @@ Simplified, and our choice (the sources give no more than the above):
   equally weighted.
 - "Separable": each voxel has a map over an 8 x 8 grid and a vector over channels, whose product is its weight; the
   encoder reads voxels off its features with such weights, the decoder paints its first features with others.
-- The networks' sizes and the length of training.
+- The networks' sizes, how their weights start, and the length of training.
 """
 
 from __future__ import annotations
@@ -61,21 +61,26 @@ WEIGHT_DECAY = 0.1
 
 
 class Separable(nn.Module):
-    """Weights between features on a grid and voxels: the product of a map over the grid and a vector over channels."""
+    """Weights between features on a grid and voxels: the product of a map over the grid and a vector over channels.
+
+    A voxel's map is nearly even at first, and it learns its place: maps that are random at first paint blotches. What
+    is painted of z-scored voxels has unit variance at first.
+    """
 
     def __init__(self, outputs: int, channels: int) -> None:
         super().__init__()
-        self.place = nn.Parameter(torch.randn(outputs, GRID * GRID) / GRID)
+        self.place = nn.Parameter((1 + 0.1 * torch.randn(outputs, GRID * GRID)) / GRID)
         self.channel = nn.Parameter(torch.randn(outputs, channels) / channels**0.5)
 
     def read(self, features: Tensor) -> Tensor:
         """(batch, channels, grid, grid) to (batch, voxels)."""
-        return torch.einsum("bcp,vp,vc->bv", features.flatten(2), self.place, self.channel)
+        return torch.einsum("bcp,vp,vc->bv", features.flatten(2), self.place, self.channel) / GRID
 
     def paint(self, voxels: Tensor) -> Tensor:
         """(batch, voxels) to (batch, channels, grid, grid)."""
+        count, channels = self.channel.shape
         painted = torch.einsum("bv,vp,vc->bcp", voxels, self.place, self.channel)
-        return (painted / voxels.shape[1] ** 0.5).unflatten(2, (GRID, GRID))
+        return (painted * GRID * (channels / count) ** 0.5).unflatten(2, (GRID, GRID))
 
 
 class FMRIFromVideo(nn.Module):
