@@ -181,12 +181,12 @@ run_evidence() {  # run_evidence PROFILE [arguments of snakemake]: each study is
   local profile=$1 studies study
   shift
   engine "$profile" "$@"
-  studies=$(python -m nfx.evaluation.studies "$profile")
+  studies=$(python -m nfx.studies "$profile")
   for study in $studies; do
     say "Study ${study##*/}"
     engine "$study" decoders --prioritize decoders "$@"  # without it, the default profile asks for figures
   done
-  python -m nfx.evaluation.studies "$profile" --measure
+  python -m nfx.studies "$profile" --measure
   engine "$profile" evidence "$@"
 }
 

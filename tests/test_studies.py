@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from nfx import paths
+from nfx import paths, studies, study_figures
 from nfx.data.simulator.movie import plan_movie
 from nfx.data.simulator.writer import _facts as simulator_facts
-from nfx.evaluation import studies, study_figures
 from nfx.evaluation.ablations import CLAIMS
 from nfx.evaluation.claims import HOLDS, OPPOSITE, UNCLEAR
 from nfx.evaluation.decoded import run_folder

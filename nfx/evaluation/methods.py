@@ -61,10 +61,12 @@ SCORES = {
 COMPARED = ("ssim", "image_top1_1", "video_top1_1", "clip_2way", "direction_agreement")  # chosen before looking
 
 
-def gather(profile: Profile, subject: int) -> dict[str, DecodedRun]:
-    """All that has decoded a subject's test clips: ours first, then row 0, baselines, references, and ceilings.
+def gather(profile: Profile, subject: int, baselines: Mapping[str, DecodedRun] | None = None) -> dict[str, DecodedRun]:
+    """All that has decoded a subject's test clips: ours, row 0 if it has been run, baselines, references, and ceilings.
 
-    Row 0 and the baselines are there if they have been run.
+    Parameters
+    ----------
+    baselines : those that have been run, of `nfx.baselines.decoded`
 
     Returns
     -------
@@ -75,12 +77,10 @@ def gather(profile: Profile, subject: int) -> dict[str, DecodedRun]:
     FileNotFoundError, ValueError
         If the headline row has not been decoded, `decode_references` has not been called, or files are damaged.
     """
-    from nfx import baselines
-
     runs = {f"row {profile.headline_row}": load_run(profile, subject, profile.headline_row)}
     if (run_folder(profile, subject, 0) / "manifest.json").is_file() and profile.headline_row != 0:
         runs["row 0"] = load_run(profile, subject, 0)
-    runs |= baselines.decoded(profile, subject)
+    runs |= baselines or {}
     runs |= {name: load_decoded(profile, reference_folder(profile, name, subject)) for name in (NEAREST, *BLIND)}
     return runs | {ORACLE: load_captions_run(profile), AUTOENCODER: load_autoencoder_run(profile)}
 

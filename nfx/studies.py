@@ -15,8 +15,8 @@ own, hence its own ``work/<name>``, and differs in what is listed here and in no
 
 The unlabelled recordings of a simulated study are as strong as its subjects on average, as everywhere.
 
-``python -m nfx.evaluation.studies PROFILE`` writes the studies and prints their files, one a line;
-``python -m nfx.evaluation.studies PROFILE --measure`` measures those that have run.
+``python -m nfx.studies PROFILE`` writes the studies and prints their files, one a line;
+``python -m nfx.studies PROFILE --measure`` measures those that have run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from nfx.evaluation.decoded import PARTS, load_run, model_digest, run_folder
 from nfx.evaluation.tables import METRICS, block_length, of_part
 from nfx.profile import Profile, load_profile
 
-COMMAND = "python -m nfx.evaluation.studies"
+COMMAND = "python -m nfx.studies"
 MORE_SEEDS = 2
 # Single-trial explained variance, as simulation.signal_to_noise. Below 0.03 hardly a voxel of the demo passes the
 # choice, and notebook 01 ends where none does; 0.225 and more the simulator refuses.
@@ -54,7 +54,7 @@ SHARES = (0.4, 0.6, 0.8)
 ONE_CORRECT = {name: metric for name, (metric, correct) in METRICS.items() if correct != 3}  # SSIM, image, video
 READERS = ("decoded clips", "ridge regression", "true film", "one value a subject")
 CODE = (
-    "evaluation/studies.py", "evaluation/truth_recovery.py", "evaluation/references.py", "evaluation/identification.py",
+    "studies.py", "evaluation/truth_recovery.py", "evaluation/references.py", "evaluation/identification.py",
     "evaluation/controls.py", "evaluation/n_way.py", "evaluation/ssim.py", "attention/analysis.py", "attention/maps.py",
     "attention/statistics.py",
 )  # fmt: skip

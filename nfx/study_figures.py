@@ -1,6 +1,6 @@
 """Figures of what the studies show: Table 1 over seeds, and curves over signal-to-noise and training size.
 
-The numbers are of `nfx.evaluation.studies`.
+The numbers are of `nfx.studies`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nfx.evaluation.studies import READERS
 from nfx.plots import COLOURS, new_figure, panel_letter
+from nfx.studies import READERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
