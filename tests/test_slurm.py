@@ -164,7 +164,7 @@ def test_table_1_over_a_cluster(cluster):
     encoder_of = {decoder: re.sub("row=(8|9|10),", "row=1,", f"en{decoder[2:]}") for decoder in decoders}
     assert len(set(encoder_of.values())) == 12
     expected = {*decoders, *encoder_of.values(), "data:", "evaluation:", "attention:"}
-    assert sorted(names) == sorted(expected), "each once, and no ablations: they need the row"
+    assert sorted(names) == sorted(expected), "each once, and no ablations, which need the row"
     assert names[:2] == ["data:", "encoder:subject=1,row=1,averaged="]  # which also pre-trains
     assert all(names.index(encoder) < names.index(decoder) for decoder, encoder in encoder_of.items())
 
@@ -176,7 +176,7 @@ def test_table_1_over_a_cluster(cluster):
     output = run.communicate(timeout=600)[0]
     assert run.returncode == 0, output
     second = submitted(folder)[len(first) :]
-    assert [name for name, _ in second] == [row_3, "ablations:"]
+    assert [name for name, _ in second] == [row_3, "ablations:", "report:"]
 
     asked = {}
     for name, arguments in first + second:
@@ -191,6 +191,7 @@ def test_table_1_over_a_cluster(cluster):
         "evaluation": {("720", "64000", "1", "8")},
         "ablations": {("120", "32000", None, "2")},
         "attention": {("240", "64000", "1", "8")},
+        "report": {("30", "8000", None, "1")},
     }
     assert {(value(a, "-A"), value(a, "-p")) for _, a in first} == {("lab", "a100")}
     assert {(value(a, "-A"), value(a, "-p")) for _, a in second} == {("guessed", "gpus")}  # the cluster's own
