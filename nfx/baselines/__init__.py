@@ -10,6 +10,7 @@ code. Each module has ``train(profile, subject)``, which trains what is missing 
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -72,7 +73,7 @@ def decode(profile: Profile, name: str, subject: int) -> Path:
     numbers = len(data.train.clip) + len(data.validation.clip) + clip  # that noise is drawn from, as in `decode_run`
     facts = {
         "model": files.identity(module.train(profile, subject)),
-        "fmri": files.identity(paths.work(profile, f"subject{subject}"), "test_fmri", "test_segment"),
+        "fmri": _fmri(profile, subject),
         "clips": clip,
         "baseline": files.source_digest(*module.CODE),
         # Not all baselines depend on these; decoding anew is cheap.
@@ -114,7 +115,25 @@ def load(profile: Profile, name: str, subject: int) -> DecodedRun:
 def decoded(profile: Profile, subject: int) -> dict[str, DecodedRun]:
     """Title ("after Wen 2018") -> `load` of the baselines that have decoded, in the order of `NAMES`.
 
-    One that was never run, or is still training, is left out; one that is damaged is an error.
+    One that was never run, or is still training, is left out; so is, with a warning, one of earlier recordings. One
+    that is damaged is an error.
     """
     there = [name for name in NAMES if (baseline_folder(profile, name, subject) / files.MANIFEST).is_file()]
-    return {TITLES[name]: load(profile, name, subject) for name in there}
+    runs = {name: load(profile, name, subject) for name in there}
+    outdated = [name for name in runs if _is_outdated(profile, name, subject)]
+    if outdated:
+        warnings.warn(
+            f"left out, since subject {subject}'s recordings are newer than these baselines: {', '.join(outdated)}. "
+            "./run_all.sh evidence makes them anew",
+            stacklevel=2,
+        )
+    return {TITLES[name]: run for name, run in runs.items() if name not in outdated}
+
+
+def _is_outdated(profile: Profile, name: str, subject: int) -> bool:
+    decoded_from = files.read_manifest(baseline_folder(profile, name, subject))["facts"]["decoding"]["fmri"]
+    return decoded_from != _fmri(profile, subject)
+
+
+def _fmri(profile: Profile, subject: int) -> str:
+    return files.identity(paths.work(profile, f"subject{subject}"), "test_fmri", "test_segment")
