@@ -28,7 +28,13 @@ class _Deterministic:
     """Takes, as DDIM's step does, the noise to be added, and refuses any."""
 
     def step(
-        self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, variance_noise: Any = None, **options: Any
+        self,
+        model_output: Any,
+        timestep: Any,
+        sample: Any,
+        eta: float = 0.0,
+        variance_noise: Any = None,
+        **options: Any,
     ) -> Any:
         if eta or variance_noise is not None:
             raise ValueError(f"eta is {eta}, but this solver adds no noise: expected 0, or the solver 'ddim'")
