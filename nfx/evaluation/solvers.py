@@ -125,9 +125,17 @@ def _with_sampling(profile: Profile, solver: str, steps: int) -> Profile:
 
 
 def frame_change(clips: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of consecutive frames in grey levels: uint8 (clips, frames, height, width, 3) to (clips,).
+    """Mean absolute difference of consecutive frames, in grey levels.
 
     What too few steps leave undone shows as flicker, or as frames that are all alike. It knows nothing of the truth.
+
+    Parameters
+    ----------
+    clips : uint8 (clips, frames, height, width, 3)
+
+    Returns
+    -------
+    float64 (clips,)
     """
     return np.abs(np.diff(clips.astype(np.int16), axis=1)).mean(axis=(1, 2, 3, 4))
 
@@ -273,15 +281,13 @@ def _facts(profile: Profile, subject: int) -> dict[str, Any]:
 
 def _compare(profile: Profile, subject: int, settings: Sequence[tuple[str, int]], part: str) -> pd.DataFrame:
     """`compare_with_reference` of clips decoded with each solver and number of steps; the reference stands first."""
-    tables, reference = [], None
-    for solver, steps in (REFERENCE, *settings):
-        run = load_decoded(profile, decode(profile, subject, solver, steps, part))
-        clips = getattr(run, part)
-        against = clips if reference is None else against
-        measured = clip_measures(clips, run.scores, against)
-        reference = measured if reference is None else reference
+    runs = [load_decoded(profile, decode(profile, subject, *pair, part)) for pair in (REFERENCE, *settings)]
+    reference = getattr(runs[0], part)
+    measured = [clip_measures(getattr(run, part), run.scores, reference) for run in runs]
+    tables = []
+    for (solver, steps), own in zip((REFERENCE, *settings), measured, strict=True):
         labels = {"part": part, "solver": solver, "steps": steps, "reference": (solver, steps) == REFERENCE}
-        table = compare_with_reference(measured, reference, clips.segment)
+        table = compare_with_reference(own, measured[0], reference.segment)
         for place, (name, value) in enumerate(labels.items()):
             table.insert(place, name, value)
         tables.append(table)
@@ -324,7 +330,7 @@ def solver_table(comparison: pd.DataFrame, fewest: pd.DataFrame) -> pd.DataFrame
 
 
 def figure_solvers(comparison: pd.DataFrame, fewest: pd.DataFrame, profile: Profile) -> Figure:
-    """Quality against evaluations of the UNet: scores above, differences to the reference below, at the right SSIM to it.
+    """Scores against evaluations of the UNet above, their differences to the reference below; SSIM to it at the right.
 
     Parameters
     ----------
