@@ -14,7 +14,7 @@ This is a test of equivalence: too few clips fail it, and no absence of a differ
 steps are tested from the largest down and the first to fail ends it, so that the level needs no correction for how many
 there are. Validation clips choose; test clips are then decoded with what was chosen, and report.
 
-What is decoded goes to ``work/<profile>/solvers/subject<k>``. One command: ``python -m nfx.evaluation.solvers SUBJECT
+What is decoded goes to ``work/<profile>/solvers/subject<k>``. One command: ``python -m nfx.evaluation.solver_study SUBJECT
 [--profile demo]``.
 """
 
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
     from nfx.profile import Profile
 
-COMMAND = "python -m nfx.evaluation.solvers"
-CODE = ("evaluation/solvers.py", "evaluation/controls.py", "evaluation/ssim.py")
+COMMAND = "python -m nfx.evaluation.solver_study"
+CODE = ("evaluation/solver_study.py", "evaluation/controls.py", "evaluation/ssim.py")
 STEPS = (4, 6, 8, 12, 16, 25, 50)
 REFERENCE = ("ddim", 200)
 CLIPS = 40  # of each part, evenly spaced
