@@ -52,10 +52,11 @@ class UniPC(_Deterministic, UniPCMultistepScheduler):
 def make_solver(name: str, ddim: DDIMScheduler) -> Any:
     """The solver on a DDIM sampler's noise schedule; ``"ddim"`` is that sampler itself.
 
-    Two settings are not DDIM's. Its steps are ``"leading"``: with n steps it takes the first noise for that of step
+    Three settings are not the sampler's. Its steps are ``"leading"``: with n steps it takes the first noise for that of step
     1000 - 1000 / n, which diffusers' other solvers take even further down (801 with 200 steps), so that they would end
     in other clips however many steps they took. Ours begin at the last step of the schedule, ``"linspace"``. And they
-    end, as DDIM does, at the noise of step 0, unless the sampler has been told to end without any.
+    end, as DDIM does, at the noise of step 0, unless the sampler has been told to end without any. That last step is
+    the longest in terms of the signal-to-noise ratio, and is of first order: extrapolating over it would do harm.
 
     Parameters
     ----------
@@ -73,9 +74,11 @@ def make_solver(name: str, ddim: DDIMScheduler) -> Any:
         raise ValueError(f"there is no solver '{name}': expected one of {', '.join(SOLVERS)}")
     if name == "ddim":
         return ddim
-    solver = DPMSolverPlusPlus if name == "dpm++" else UniPC
     last = "zero" if ddim.config.set_alpha_to_one else "sigma_min"
-    return solver.from_config(ddim.config, timestep_spacing="linspace", final_sigmas_type=last)
+    schedule = {"timestep_spacing": "linspace", "final_sigmas_type": last}
+    if name == "unipc":  # whose last step is of first order anyhow
+        return UniPC.from_config(ddim.config, **schedule)
+    return DPMSolverPlusPlus.from_config(ddim.config, euler_at_final=True, **schedule)
 
 
 @contextmanager
