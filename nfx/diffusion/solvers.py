@@ -52,9 +52,9 @@ class UniPC(_Deterministic, UniPCMultistepScheduler):
 def make_solver(name: str, ddim: DDIMScheduler) -> Any:
     """The solver on a DDIM sampler's noise schedule; ``"ddim"`` is that sampler itself.
 
-    Three settings are not the sampler's. Its steps are ``"leading"``: with n steps it takes the first noise for that of step
-    1000 - 1000 / n, which diffusers' other solvers take even further down (801 with 200 steps), so that they would end
-    in other clips however many steps they took. Ours begin at the last step of the schedule, ``"linspace"``. And they
+    Three settings are not the sampler's. Its steps are ``"leading"``: with n steps it takes the first noise for that of
+    step 1000 - 1000 / n. diffusers' other solvers would begin even lower (at 801 with 200 steps), and so end in other
+    clips however many steps they took: ours are ``"linspace"``, which begins at the last step of the schedule. They
     end, as DDIM does, at the noise of step 0, unless the sampler has been told to end without any. That last step is
     the longest in terms of the signal-to-noise ratio, and is of first order: extrapolating over it would do harm.
 

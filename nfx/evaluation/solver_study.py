@@ -14,8 +14,8 @@ This is a test of equivalence: too few clips fail it, and no absence of a differ
 steps are tested from the largest down and the first to fail ends it, so that the level needs no correction for how many
 there are. Validation clips choose; test clips are then decoded with what was chosen, and report.
 
-What is decoded goes to ``work/<profile>/solvers/subject<k>``. One command: ``python -m nfx.evaluation.solver_study SUBJECT
-[--profile demo]``.
+What is decoded goes to ``work/<profile>/solvers/subject<k>``. One command:
+``python -m nfx.evaluation.solver_study SUBJECT [--profile demo]``.
 """
 
 from __future__ import annotations
