@@ -400,19 +400,22 @@ def _draw(ax: Axes, own: pd.DataFrame, fewest: pd.DataFrame, columns: tuple[str,
 def _draw_legend(ax: Axes, drawn: Axes, fewest: pd.DataFrame) -> None:
     """The legend, and in words what was chosen."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     ax.set_axis_off()
     handles, names = drawn.get_legend_handles_labels()
     handles += [
         Line2D([], [], color="black", marker="o", markersize=12, fillstyle="none", linestyle="none"),
         Line2D([], [], color="black", marker="D", markersize=6, markerfacecolor="white", linestyle="none"),
+        Patch(color=COLOURS["third"], alpha=0.15, linewidth=0),
     ]
-    ax.legend(handles, [*names, "fewest with the same scores", "test clips (f-i, e)"], loc="upper left")
+    told = ["fewest with the same scores", "test clips (e-i)", "no difference, by the margin"]
+    ax.legend(handles, [*names, *told], loc="upper left")
     lines = [
         f"{TITLES[line.solver]}, {line.answer}: {'none' if pd.isna(line.steps) else line.steps}"
         for line in fewest.itertuples()
     ]
-    ax.text(0.02, 0, "\n".join(["fewest evaluations (validation)", *lines]), transform=ax.transAxes, fontsize=9.5)
+    ax.text(0.02, -0.1, "\n".join(["fewest evaluations (validation)", *lines]), transform=ax.transAxes, fontsize=9.5)
 
 
 def _style(number: int) -> dict[str, Any]:
