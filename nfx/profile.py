@@ -17,6 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 # YAML writes tuples as lists; their items stay strict.
 Integers = Annotated[tuple[Positive, ...], Field(strict=False)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
+Solver = Literal["ddim", "dpm++", "unipc"]
 
 
 class _Section(BaseModel):
@@ -122,6 +123,7 @@ class StageTwo(_Section):
 
 
 class Sampling(_Section):
+    solver: Solver
     steps: Positive
     guidance: Annotated[float, Field(ge=0)]
     batch_size: Positive

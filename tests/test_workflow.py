@@ -44,6 +44,7 @@ echo "$2 ${@:3:2}" >> calls
 case $2 in
   nfx.baselines) folder="baselines/$3_subject$4" ;;
   nfx.evaluation.interventions) folder="controls/$3_subject$4" ;;
+  nfx.evaluation.solver_study) folder="solvers/subject$3" ;;
   *) exit ;;
 esac
 mkdir -p "work/demo/$folder"; echo '{}' > "work/demo/$folder/manifest.json"
@@ -145,9 +146,10 @@ def test_the_evidence_comes_before_the_figures_and_is_not_forgotten(pipeline):
     counts = jobs(engine("evidence", "evidence=true", "--dry-run"))
     assert counts["baseline"] == 4 * 3
     assert counts["control"] == 4 * 3 + 4  # what is trained anew, of the first subject alone
+    assert counts["solvers"] == 1
     engine("evidence", "evidence=true")
     done = calls(folder)
-    assert done[-2:] == ["04_evaluation subject_row", "nfx.report demo"] and len(done) == 12 + 16 + 2
+    assert done[-2:] == ["04_evaluation subject_row", "nfx.report demo"] and len(done) == 12 + 16 + 1 + 2
     assert "nfx.baselines chen2023 3" in done and "nfx.evaluation.interventions lag_-2 1" in done
     assert "Nothing to be done" in engine()  # the figures with the evidence stay
     shutil.rmtree(folder / "work/demo/controls/shuffled_subject2")

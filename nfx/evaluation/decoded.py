@@ -128,7 +128,7 @@ def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> 
     -------
     dict of str to uint8 array (clips * frames, height, width, 3)
         "film" is the true one, "clip by clip" joins what each window gives by itself, "one video" is that of
-        `nfx.diffusion.decode_long`, at the profile's sampling steps and guidance. Nothing is saved.
+        `nfx.diffusion.decode_long`, by the profile's solver, steps and guidance. Nothing is saved.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> 
         If the stimuli, the subject or the decoder are missing or damaged, or the segment has fewer clips.
     """
     from nfx.data import load_subject
-    from nfx.diffusion import decode_long
+    from nfx.diffusion import decode_long, sampled_by
     from nfx.diffusion.fine_tuning import clip_generator
 
     data = load_subject(profile, subject)
@@ -147,13 +147,14 @@ def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> 
     pipeline = load_pipeline(run_folder(profile, subject, row) / "pipeline")
     numbers = len(data.train.clip) + len(data.validation.clip) + test.clip[first]  # as in `decode_run`
     apart = decode_windows(profile, pipeline, numbers, fmri=test.fmri[first])
-    together = decode_long(
-        pipeline,
-        test.fmri[first],
-        steps=profile.sampling.steps,
-        guidance=profile.sampling.guidance,
-        generator=clip_generator(profile.seed, int(numbers[0])),
-    )
+    with sampled_by(pipeline, profile.sampling.solver):
+        together = decode_long(
+            pipeline,
+            test.fmri[first],
+            steps=profile.sampling.steps,
+            guidance=profile.sampling.guidance,
+            generator=clip_generator(profile.seed, int(numbers[0])),
+        )
     film = _clips_of(profile, "test")[test.clip[first]]
     return {"film": np.concatenate(film), "clip by clip": np.concatenate(apart), "one video": together}
 
@@ -302,26 +303,31 @@ def _caption_pipeline(profile: Profile, unet: Path, beta: float) -> Any:
 
 def decode_windows(profile: Profile, pipeline: Any, numbers: np.ndarray, **conditions: Any) -> np.ndarray:
     """A block of clips, uint8; `numbers` give each clip's noise, `conditions` go to the pipeline."""
+    from nfx.diffusion import sampled_by
     from nfx.diffusion.fine_tuning import clip_generator
 
     pipeline.set_progress_bar_config(disable=True)
-    frames = pipeline(
-        **conditions,
-        num_inference_steps=profile.sampling.steps,
-        guidance_scale=profile.sampling.guidance,
-        generator=[clip_generator(profile.seed, int(number)) for number in numbers],
-    ).frames
+    with sampled_by(pipeline, profile.sampling.solver):
+        frames = pipeline(
+            **conditions,
+            num_inference_steps=profile.sampling.steps,
+            guidance_scale=profile.sampling.guidance,
+            generator=[clip_generator(profile.seed, int(number)) for number in numbers],
+        ).frames
     return np.rint(frames * 255).astype(np.uint8)
 
 
 def sampling_facts(profile: Profile) -> dict[str, Any]:
     """What clips sampled by a `NeuralFlixPipeline` depend on beside the pipeline and its conditions."""
-    return {
+    facts = {
         "steps": profile.sampling.steps,
         "guidance": profile.sampling.guidance,
         "seed": profile.seed,
         "code": files.source_digest(*CODE),
     }
+    if profile.sampling.solver == "ddim":  # as before there were others, so that clips decoded then are still valid
+        return facts
+    return facts | {"solver": profile.sampling.solver, "solvers": files.source_digest("diffusion/solvers.py")}
 
 
 def decode_and_score(
