@@ -40,18 +40,15 @@ CHANGES = {
 
 
 def make_checkout(folder: Path, **changes: dict) -> Path:
-    """Copy the code to a folder and write `tiny.yaml` and the models beside it; the profile's path.
-
-    Rows 0 and 1 share an encoder here, which saves a kernel.
-    """
+    """Copy the code to a folder and write `tiny.yaml` and the models beside it; the profile's path."""
     folder.mkdir(parents=True, exist_ok=True)
     unneeded = shutil.ignore_patterns("snapshots", "__pycache__")
     for part in ("nfx", "notebooks", "workflow"):
         shutil.copytree(HERE / part, folder / part, ignore=unneeded)
     for name in SCRIPTS:
         shutil.copy2(HERE / name, folder / name)
-    row = safe_load((PROFILES / "demo.yaml").read_text(encoding="utf-8"))["rows"][0]
-    rows = {0: row, 1: {**row, "beta": 0.5}}
+    rows = safe_load((PROFILES / "demo.yaml").read_text(encoding="utf-8"))["rows"]
+    rows = {0: rows[0], 1: {**rows[1], "beta": 0.5}}
     return tiny.make_root(folder, **{**CHANGES, "rows": rows, **changes})
 
 
