@@ -15,44 +15,46 @@ import pytest
 from nfx import files, paths
 
 FACTS = {"seed": 3}
-# Makes a folder as every function of the project does, and tells what it does; `held` seconds pass in between.
+# Makes a folder as every function of the project does, and tells what it does; in between it waits for a line of input,
+# or its end.
 MAKE = """
-import sys, time
+import sys
 import numpy as np
 from nfx import files
-folder, held, files.PATIENCE = sys.argv[1], float(sys.argv[2]), float(sys.argv[3])
+folder, files.PATIENCE = sys.argv[1], float(sys.argv[2])
 if files.finished(folder, {"seed": 3}):
     print("reused", flush=True)
 else:
     print("making", flush=True)
-    time.sleep(held)
+    sys.stdin.readline()
     files.save_arrays(folder, {"x": np.arange(3)}, {"seed": 3})
 """
 
 
-def make(folder, held=0.0, patience=60.0, **environment) -> subprocess.Popen:
+def make(folder, patience=60.0, **environment) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)} | environment
-    command = [sys.executable, "-c", MAKE, str(folder), str(held), str(patience)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", MAKE, str(folder), str(patience)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture
 def maker(tmp_path):
     """A process that is making a folder, and takes very long."""
-    process = make(tmp_path / "it", held=600)
+    process = make(tmp_path / "it")
     assert process.stdout.readline() == "making\n"
     yield process
     process.kill()
-    process.communicate()
+    if process.returncode is None:
+        process.communicate()
 
 
-def test_the_second_waits_and_reuses(tmp_path):
-    first = make(tmp_path / "it", held=2)
-    assert first.stdout.readline() == "making\n"
+def test_the_second_waits_and_reuses(tmp_path, maker):
     second = make(tmp_path / "it")
+    assert second.stdout.readline() == "it: another process is making it, waiting for that\n"
+    maker.communicate("go on\n", timeout=120)
     output, errors = second.communicate(timeout=120)
-    assert output.splitlines() == ["it: another process is making it, waiting for that", "reused"], errors
-    assert first.wait() == 0
+    assert output == "reused\n", errors
 
 
 def test_the_second_is_refused_in_a_sentence_that_says_who_is_first(tmp_path, maker):
@@ -70,7 +72,7 @@ def test_a_claim_ends_with_its_process(tmp_path, maker, how):
     unfinished = tmp_path / "it" / ".x.ab12cd34.npy"  # as `write_atomically` leaves behind when it is killed
     unfinished.write_bytes(b"half")
     maker.send_signal(how)
-    maker.wait()
+    maker.communicate(timeout=120)
     output, errors = make(tmp_path / "it", patience=0.3).communicate(timeout=120)
     assert output == "making\n", errors
     assert not unfinished.exists() and files.holds(tmp_path / "it", FACTS)
@@ -81,19 +83,22 @@ def test_an_orphan_that_still_writes_keeps_its_claim(tmp_path):
     script = (
         "import subprocess, sys; child = subprocess.Popen(sys.argv[1:]); print(child.pid, flush=True); child.wait()"
     )
-    command = [sys.executable, "-c", script, sys.executable, "-c", MAKE, str(tmp_path / "it"), "600", "60"]
+    command = [sys.executable, "-c", script, sys.executable, "-c", MAKE, str(tmp_path / "it"), "60"]
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
-    engine = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    waiting, held = os.pipe()  # what the orphan waits for; open as long as this process does not close it
+    engine = subprocess.Popen(command, stdin=waiting, stdout=subprocess.PIPE, text=True, env=environment)
     told = [engine.stdout.readline().strip() for _ in range(2)]
     orphan = int(next(line for line in told if line.isdigit()))
     engine.kill()
     engine.wait()
     try:
         assert "making" in told
-        assert make(tmp_path / "it", patience=0.3).wait() == 1
+        assert "is being made by another process" in make(tmp_path / "it", patience=0.3).communicate(timeout=120)[1]
     finally:
         os.kill(orphan, signal.SIGKILL)
         engine.stdout.close()
+        os.close(waiting)
+        os.close(held)
     assert make(tmp_path / "it").communicate(timeout=120)[0].splitlines()[-1] == "making"
 
 
@@ -121,8 +126,7 @@ def test_a_process_may_ask_again_and_lets_go_when_it_is_done(tmp_path):
 
 
 def test_of_several_processes_of_one_training_the_first_claims(tmp_path, maker):
-    assert make(tmp_path / "it", patience=0.3, RANK="1").wait() == 0
-    assert make(tmp_path / "it", held=1, patience=0.3, RANK="0").wait() == 0  # now it is there
+    assert make(tmp_path / "it", patience=0.3, RANK="1").communicate(timeout=120)[0] == "making\n"
 
 
 def test_a_second_run_in_a_checkout_is_refused_and_one_in_another_is_not(tmp_path):
