@@ -27,6 +27,7 @@ from nfx import paths
 
 MANIFEST = "manifest.json"
 CLAIM = ".being_made"  # the lock of a folder that a process is making, and who that is
+LEFT_BEHIND = (".*.????????.npy", "*/.tmp??????")  # by a killed process: of `write_atomically`, and of safetensors
 PATIENCE = 60.0  # s that one process waits for another which makes the same folder
 _CLAIMS: dict[Path, FileLock] = {}  # of this process
 _RECORDED = ("nfx", "numpy", "scipy", "nibabel", "torch", "diffusers", "transformers", "accelerate")
@@ -252,8 +253,9 @@ def _claim(folder: Path) -> None:
         ) from None
     path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
     _CLAIMS[path] = lock
-    for unfinished in folder.glob(".*.????????.npy"):  # of `write_atomically` in a process that was killed
-        unfinished.unlink(missing_ok=True)
+    for pattern in LEFT_BEHIND:
+        for unfinished in folder.glob(pattern):
+            unfinished.unlink(missing_ok=True)
 
 
 def _release(folder: Path) -> None:

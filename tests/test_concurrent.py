@@ -69,13 +69,15 @@ def test_the_second_is_refused_in_a_sentence_that_says_who_is_first(tmp_path, ma
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_claim_ends_with_its_process(tmp_path, maker, how):
-    unfinished = tmp_path / "it" / ".x.ab12cd34.npy"  # as `write_atomically` leaves behind when it is killed
-    unfinished.write_bytes(b"half")
+    (tmp_path / "it" / "unet").mkdir()
+    unfinished = [tmp_path / "it" / name for name in (".x.ab12cd34.npy", "unet/.tmpAb12Cd")]  # a killed one leaves such
+    for file in unfinished:
+        file.write_bytes(b"half")
     maker.send_signal(how)
     maker.communicate(timeout=120)
     output, errors = make(tmp_path / "it", patience=0.3).communicate(timeout=120)
     assert output == "making\n", errors
-    assert not unfinished.exists() and files.holds(tmp_path / "it", FACTS)
+    assert not any(file.exists() for file in unfinished) and files.holds(tmp_path / "it", FACTS)
 
 
 def test_an_orphan_that_still_writes_keeps_its_claim(tmp_path):
