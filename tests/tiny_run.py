@@ -23,11 +23,11 @@ SCRIPTS = ("run_all.sh", "constraints.txt", "pyproject.toml")
 EVERY = 2  # steps between two checkpoints
 CHANGES = {
     "data": {
-        "subjects": [1], "train_segments": 5, "test_segments": 2, "train_volumes": 16, "test_volumes": 10,
-        "validation_segments": [5],
+        "subjects": [1], "train_segments": 12, "test_segments": 2, "train_volumes": 12, "test_volumes": 10,
+        "validation_segments": [12],
     },
-    "simulation": {"signal_to_noise": [0.22], "vertex_step": 24, "other_step": 400},
-    "encoder": {"depth": 2},
+    "simulation": {"signal_to_noise": [0.22], "vertex_step": 8, "other_step": 400},
+    "encoder": {"patch_size": 4, "depth": 2},
     "pretraining": {"steps": 6},
     "contrastive": {"steps": 6},
     "stage_one": {"steps": 6},
