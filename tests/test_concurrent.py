@@ -132,10 +132,11 @@ def test_of_several_processes_of_one_training_the_first_claims(tmp_path, maker):
 
 
 def test_a_second_run_in_a_checkout_is_refused_and_one_in_another_is_not(tmp_path):
-    stub = tmp_path / "bin" / "snakemake"
-    stub.parent.mkdir()
-    stub.write_text("#!/usr/bin/env bash\nexit 0\n")
-    stub.chmod(0o755)
+    for name in ("snakemake", "python"):  # what is tested is run_all.sh
+        stub = tmp_path / "bin" / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text("#!/usr/bin/env bash\nexit 0\n")
+        stub.chmod(0o755)
     runs = {}
     for name in ("here", "there"):
         (tmp_path / name / "figures" / "demo").mkdir(parents=True)
@@ -143,11 +144,7 @@ def test_a_second_run_in_a_checkout_is_refused_and_one_in_another_is_not(tmp_pat
         (tmp_path / name / "workflow" / "Snakefile").write_text("")
         (tmp_path / name / "figures" / "demo" / "pipeline.mmd").write_text("drawn")
         shutil.copy2(paths.ROOT / "run_all.sh", tmp_path / name)
-    environment = os.environ | {
-        "CONDA_DEFAULT_ENV": "nfx",
-        "PATH": f"{stub.parent}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
-        "PYTHONPATH": str(paths.ROOT),
-    }
+    environment = os.environ | {"CONDA_DEFAULT_ENV": "nfx", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     with open(tmp_path / "here" / ".run_all.lock", "w") as lock:  # as a run at work holds it
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in ("here", "there"):
