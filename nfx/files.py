@@ -238,7 +238,7 @@ def _claim(folder: Path) -> None:
     if path in _CLAIMS or os.environ.get("RANK", "0") != "0":  # of several processes of one training, the first claims
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o666 & ~_umask())  # a group may share a checkout
     try:
         try:
             lock.acquire(timeout=0)

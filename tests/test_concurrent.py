@@ -114,6 +114,10 @@ def claimed(folder) -> bool:
 
 
 def test_a_process_may_ask_again_and_lets_go_when_it_is_done(tmp_path):
+    before = os.umask(0o002)
+    assert not files.finished(tmp_path / "shared", FACTS)
+    os.umask(before)
+    assert (tmp_path / "shared" / files.CLAIM).stat().st_mode & 0o777 == 0o664  # for those who may write the rest
     for save in (
         lambda: files.save_arrays(tmp_path, {"x": np.arange(3)}, FACTS),
         lambda: files.write_manifest(tmp_path, FACTS, ["x.npy"]),
