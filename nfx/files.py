@@ -11,10 +11,11 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -210,6 +211,7 @@ def finished(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> bool:
     """
     folder = Path(folder)
     if holds(folder, facts):
+        _tidy(folder)
         return True
     _claim(folder)
     if holds(folder, facts):  # made by the process that was waited for
@@ -256,6 +258,18 @@ def _claim(folder: Path) -> None:
     for pattern in LEFT_BEHIND:
         for unfinished in folder.glob(pattern):
             unfinished.unlink(missing_ok=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a process that was killed between the manifest and its end did not: large, and of no use any more."""
+    # The checkpoint beside a pipeline is another claim's, that of the pipeline.
+    names = (".pieces", "blocks") if (folder / "pipeline").is_dir() else (".pieces", "blocks", "checkpoint")
+    spent = [folder / name for name in names if (folder / name).is_dir()]
+    path = folder.resolve() / CLAIM
+    if spent and path not in _CLAIMS and os.environ.get("RANK", "0") == "0":
+        with suppress(OSError), FileLock(path, timeout=0, mode=0o666 & ~_umask()):  # not if it is being made anew
+            for left in spent:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _release(folder: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from nfx import files, paths
 
@@ -129,6 +130,22 @@ def test_a_process_may_ask_again_and_lets_go_when_it_is_done(tmp_path):
     assert files.finished(tmp_path, FACTS) and not claimed(tmp_path)
     assert not files.holds(tmp_path, {"seed": 4}) and not claimed(tmp_path)  # who reads claims nothing
     assert files.CLAIM not in files.read_manifest(tmp_path)["files"]
+
+
+def test_what_a_process_killed_at_its_very_end_did_not_remove_is_removed(tmp_path):
+    def left():
+        for name in (".pieces", "blocks", "checkpoint"):
+            (folder / name / "old").mkdir(parents=True, exist_ok=True)
+        files.finished(folder, FACTS)
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+
+    folder = tmp_path / "it"
+    files.save_arrays(folder, {"x": np.arange(3)}, FACTS)
+    assert left() == []
+    (folder / "pipeline").mkdir()  # of a decoder, whose checkpoint may be in use
+    assert left() == ["checkpoint", "pipeline"]
+    with FileLock(folder / files.CLAIM):  # the folder is being made anew
+        assert left() == [".pieces", "blocks", "checkpoint", "pipeline"]
 
 
 def test_of_several_processes_of_one_training_the_first_claims(tmp_path, maker):

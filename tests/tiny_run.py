@@ -67,14 +67,16 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of everything that a run has made, by its path: arrays, tables, weights, figures, films, manifests.
 
-    Left out is what says when or how something was made: executed notebooks and their logs, and the engine's marks.
+    Left out is what says when or how something was made: executed notebooks and their logs, and the engine's marks; and
+    what has served its time, which a run that was killed at the end of a job removes when it reads the result again.
     Folders of two runs can be compared if both runs had the same root, which snapshots' config.json name.
     """
     found = {}
     for top in ("data", "work", "figures"):
         for path in sorted((folder / top).rglob("*")):
             name = path.relative_to(folder)
-            if path.is_file() and "executed" not in name.parts and not path.name.startswith("."):
+            spent = {"executed", ".pieces", "blocks", "checkpoint"} & set(name.parts)
+            if path.is_file() and not spent and not path.name.startswith("."):
                 found[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
