@@ -11,20 +11,26 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from nfx import paths
 
 MANIFEST = "manifest.json"
+CLAIM = ".being_made"  # the lock of a folder that a process is making, and who that is
+LEFT_BEHIND = (".*.????????.npy", "*/.tmp??????")  # by a killed process: of `write_atomically`, and of safetensors
+PATIENCE = 60.0  # s that one process waits for another which makes the same folder
+_CLAIMS: dict[Path, FileLock] = {}  # of this process
 _RECORDED = ("nfx", "numpy", "scipy", "nibabel", "torch", "diffusers", "transformers", "accelerate")
 _MADE_BY = {  # first folder under work/<profile>/ -> the notebook that writes it
     "stimuli": "01_data_preparation",
@@ -116,6 +122,7 @@ def save_arrays(
         listed[name] = {"shape": list(array.shape), "dtype": array.dtype.str, "sha256": sha256(path)}
     files = {f"{name}.npy": _file_entry(folder / f"{name}.npy", listed[name]["sha256"]) for name in arrays}
     write_json(folder / MANIFEST, {"facts": facts, "arrays": listed, "files": files, **_provenance()})
+    _release(folder)
 
 
 def load_arrays(folder: str | os.PathLike[str], *names: str) -> dict[str, np.ndarray]:
@@ -170,6 +177,7 @@ def write_manifest(
     write_json(
         folder / MANIFEST, {"facts": facts, "arrays": _arrays(folder, entries), "files": entries, **_provenance()}
     )
+    _release(folder)
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -191,7 +199,29 @@ def finished(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> bool:
 
     So `facts` must hold all that the result depends on: its settings, the `source_digest` of the code that makes it,
     and the `identity` of each folder that it is made from.
+
+    If it does not, the folder is this process's to make, until it has written the manifest or ends: another process
+    that asks meanwhile (a notebook run by hand beside the engine, a kernel that a killed engine has left) waits up to
+    a minute, and is then refused.
+
+    Raises
+    ------
+    TimeoutError
+        If another process makes the folder and is not done in a minute; the message says which.
     """
+    folder = Path(folder)
+    if holds(folder, facts):
+        _tidy(folder)
+        return True
+    _claim(folder)
+    if holds(folder, facts):  # made by the process that was waited for
+        _release(folder)
+        return True
+    return False
+
+
+def holds(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> bool:
+    """What `finished` says, for who reads the folder and will not make it."""
     folder = Path(folder)
     try:
         manifest = read_manifest(folder)
@@ -202,6 +232,50 @@ def finished(folder: str | os.PathLike[str], facts: Mapping[str, Any]) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     return True
+
+
+def _claim(folder: Path) -> None:
+    """Let no other process make `folder`. The system ends a claim with its process, however that ends."""
+    path = folder.resolve() / CLAIM
+    if path in _CLAIMS or os.environ.get("RANK", "0") != "0":  # of several processes of one training, the first claims
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, mode=0o666 & ~_umask())  # a group may share a checkout
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{folder.name}: another process is making it, waiting for that", flush=True)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        who = path.read_text(encoding="utf-8").strip() or "unknown"
+        raise TimeoutError(
+            f"{folder} is being made by another process ({who}), and two must not write the same files: wait until it "
+            "is done, or stop it (a notebook that is open: restart its kernel), then run this again"
+        ) from None
+    path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+    _CLAIMS[path] = lock
+    for pattern in LEFT_BEHIND:
+        for unfinished in folder.glob(pattern):
+            unfinished.unlink(missing_ok=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a process that was killed between the manifest and its end did not: large, and of no use any more."""
+    # The checkpoint beside a pipeline is another claim's, that of the pipeline.
+    names = (".pieces", "blocks") if (folder / "pipeline").is_dir() else (".pieces", "blocks", "checkpoint")
+    spent = [folder / name for name in names if (folder / name).is_dir()]
+    path = folder.resolve() / CLAIM
+    if spent and path not in _CLAIMS and os.environ.get("RANK", "0") == "0":
+        with suppress(OSError), FileLock(path, timeout=0, mode=0o666 & ~_umask()):  # not if it is being made anew
+            for left in spent:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _release(folder: Path) -> None:
+    lock = _CLAIMS.pop(folder.resolve() / CLAIM, None)
+    if lock is not None:
+        lock.release()
 
 
 def identity(folder: str | os.PathLike[str], *names: str) -> str:

@@ -107,7 +107,7 @@ def load(profile: Profile, name: str, subject: int) -> DecodedRun:
     facts = files.read_manifest(folder)["facts"]
     if "scoring" not in facts:
         raise FileNotFoundError(f"the clips in {folder} are decoded but not scored: {remedy}")
-    if not files.finished(folder, facts):
+    if not files.holds(folder, facts):
         raise ValueError(f"a file in {folder} is missing or damaged: {remedy}")
     return load_decoded(profile, folder)
 
