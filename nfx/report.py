@@ -278,7 +278,7 @@ def picture(path: Path) -> tuple[str, int, int]:
         with Image.open(path) as opened:
             opened.load()
             image = opened.convert("RGBA")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture ({error}): {_again(path)}") from error
     size = image.size
     flat = Image.new("RGB", size, "white")
@@ -293,14 +293,13 @@ def picture(path: Path) -> tuple[str, int, int]:
 
 def film(path: Path) -> tuple[str, int, int]:
     """An MP4 as a data URI, with its width and height."""
-    import av
+    from nfx.data.stimuli import opened
 
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            next(container.decode(stream))
+        with opened(path) as stream:
+            next(stream.container.decode(stream))
             size = stream.width, stream.height
-    except (av.FFmpegError, IndexError, StopIteration) as error:
+    except (ValueError, StopIteration) as error:
         raise ValueError(f"{path} is not a film that can be played ({error}): {_again(path)}") from error
     return _uri("video/mp4", path.read_bytes()), *size
 
@@ -329,10 +328,10 @@ def read_table(path: Path) -> pd.DataFrame:
         body = re.sub(r"\A(#[^\n]*\n)+", "", text)
         lines = list(csv.reader(io.StringIO(body), strict=True))
         widths = {len(line) for line in lines if line}
-        if len(widths) != 1 or not text.endswith("\n"):
+        if len(widths) != 1 or 0 in widths or not text.endswith("\n"):
             raise ValueError("it is empty" if not lines else f"lines of {sorted(widths)} fields, or a cut last line")
         table = pd.read_csv(io.StringIO(body), keep_default_na=False, na_values=[""])
-    except (ValueError, csv.Error) as error:  # pandas' and unicode's errors are ValueErrors
+    except (ValueError, OverflowError, csv.Error) as error:  # pandas' and unicode's errors are ValueErrors
         raise ValueError(f"{path} is not a whole table ({error}): {_again(path)}") from error
     first = table.columns[0]
     counted = str(first).startswith("Unnamed") and table[first].equals(pd.Series(range(len(table))))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
 from nibabel.cifti2 import BrainModelAxis, Cifti2Image, SeriesAxis
+
+LARGEST_EXPONENT = 24  # of ten, in the time step: a yoctosecond
 
 
 class Cifti(NamedTuple):
@@ -59,6 +62,7 @@ def read_cifti(path: str | Path) -> Cifti:
     if not isinstance(image, Cifti2Image):
         kind = type(image).__name__
         raise ValueError(f"{path} is not CIFTI but {kind}; expected a dense time series (.dtseries.nii)")
+    _check_claims(image, path)
     series, brain = _axes(image, path)
     try:
         # One conversion to float32 in memory: the file may be memory-mapped, scaled or of the other byte order.
@@ -76,14 +80,58 @@ def read_cifti(path: str | Path) -> Cifti:
     return Cifti(data, np.asarray(brain.name, dtype=str), np.asarray(brain.vertex, dtype=np.int64))
 
 
+def time_step(path: str | Path) -> float | None:
+    """Seconds between volumes by a recording's header; None if it does not say.
+
+    Raises
+    ------
+    ValueError
+        If the header cannot be read.
+    """
+    try:
+        series = nibabel.load(path).header.matrix.get_index_map(0)
+        if series.indices_map_to_data_type != "CIFTI_INDEX_TYPE_SERIES" or series.series_unit != "SECOND":
+            return None
+        return float(series.series_step * 10.0**series.series_exponent)
+    except Exception as error:  # nibabel raises many kinds for a damaged header
+        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)})") from error
+
+
+def _check_claims(image: Cifti2Image, path: Path) -> None:
+    """Refuse a header that announces more than the file holds, before anything is allocated or computed for it."""
+    shape, size = image.shape, path.stat().st_size
+    try:
+        needed = image.dataobj.offset + math.prod(shape) * image.dataobj.dtype.itemsize
+        maps = [image.header.matrix.get_index_map(index) for index in range(image.ndim)]
+        counts = [[model.index_count for model in axis.brain_models] for axis in maps]
+        exponents = [axis.series_exponent or 0 for axis in maps]
+    except Exception as error:  # nibabel raises many kinds for a damaged header
+        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
+    if min(shape, default=0) < 1 or size < needed:
+        raise ValueError(
+            f"{path} is cut short or damaged: it has {size} bytes, and its header announces {needed}, {shape}; "
+            "fetch or make it again"
+        )
+    for count, length in zip(counts, shape, strict=True):
+        if count and (min(count) < 0 or sum(count) != length):
+            raise ValueError(
+                f"{path} is damaged: it has {length} columns, and places for {sum(count)}; fetch or make it again"
+            )
+    if max(map(abs, exponents)) > LARGEST_EXPONENT:
+        raise ValueError(f"{path} is damaged: its time step has the exponent {max(exponents, key=abs)}; make it again")
+
+
 def _line(error: Exception) -> str:
     """An error's message on one line."""
-    return " ".join(str(error).split())
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def _axes(image: Cifti2Image, path: Path) -> tuple[SeriesAxis, BrainModelAxis]:
     """The time axis and the brain-model axis of a dense time series."""
-    axes = [image.header.get_axis(index) for index in range(image.ndim)]
+    try:
+        axes = [image.header.get_axis(index) for index in range(image.ndim)]
+    except Exception as error:  # as above
+        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
     if len(axes) != 2 or not isinstance(axes[0], SeriesAxis) or not isinstance(axes[1], BrainModelAxis):
         found = ", ".join(type(axis).__name__ for axis in axes)
         raise ValueError(f"{path} has the axes ({found}); expected a dense time series (SeriesAxis, BrainModelAxis)")

@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import nibabel
 import numpy as np
 import pandas as pd
@@ -27,7 +26,7 @@ from nibabel.cifti2.parse_cifti2 import Cifti2Parser
 from tqdm import tqdm
 
 from nfx.data.cleaning import FIRST_DROPPED, LAST_DROPPED
-from nfx.data.stimuli import CLIP_SECONDS, FRAME_RATE, LENGTH_TOLERANCE, RATE_TOLERANCE
+from nfx.data.stimuli import CLIP_SECONDS, FRAME_RATE, LENGTH_TOLERANCE, RATE_TOLERANCE, opened
 
 DATA_SET = "video_fmri_dataset"
 STATES = ("present", "late", "missing", "truncated", "misnamed", "damaged", "unexpected")
@@ -170,13 +169,10 @@ def check_film(path: Path, seconds: float) -> Finding:
     if end > size:
         return Finding("truncated", f"{size} bytes, but its header says {end}")
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return Finding("damaged", "no video stream")
-            stream = container.streams.video[0]
+        with opened(path) as stream:
             rate = float(stream.average_rate or 0)
             lasts = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    except (av.FFmpegError, OSError) as error:
+    except (ValueError, OSError) as error:
         return Finding("truncated", f"cannot be opened ({_line(error)})")
     if lasts < seconds - LENGTH_TOLERANCE:
         return Finding("truncated", f"lasts {lasts:.2f} s, {seconds:g} s were expected")
