@@ -186,7 +186,7 @@ run_evidence() {  # run_evidence PROFILE [arguments of snakemake]: each study is
     say "Study ${study##*/}"
     engine "$study" decoders --prioritize decoders "$@"  # without it, the default profile asks for figures
   done
-  python -m nfx.studies "$profile" --measure
+  [[ " $* " =~ \ (-n|--dry-run|--dryrun)\  ]] || python -m nfx.studies "$profile" --measure
   engine "$profile" evidence "$@"
 }
 
