@@ -26,7 +26,7 @@ import pandas as pd
 from nfx import __version__
 from nfx.evaluation.claims import DIRECTIONS, HOLDS, NOT_RUN, OPPOSITE, RULES, UNCLEAR, Claim, claims
 from nfx.evaluation.published import published
-from nfx.files import read_json, read_manifest, write_atomically
+from nfx.files import read_json, read_manifest, read_yaml, write_atomically
 from nfx.paths import figures, work
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ def write_report(profile: Profile) -> Path:
     ValueError
         If a file is damaged, or a table has not the columns that a verdict needs.
     """
-    import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = figures(profile)
@@ -86,7 +85,7 @@ def write_report(profile: Profile) -> Path:
     inputs = _inputs(profile, folder, listings)
     tables = {path.relative_to(folder).with_suffix("").as_posix(): read_table(path)
               for path in inputs if path.suffix == ".csv"}  # fmt: skip
-    told = yaml.safe_load((TEMPLATES / "report.yaml").read_text(encoding="utf-8"))
+    told = read_yaml(TEMPLATES / "report.yaml")
     found = claims(tables, published(), profile.headline_row)
     words = DIRECTIONS if profile.simulated else {word: word for word in DIRECTIONS}
     names = told["columns"]

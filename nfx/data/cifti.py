@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.cifti2 import BrainModelAxis, Cifti2Image, SeriesAxis
+from nibabel.cifti2 import BrainModelAxis, Cifti2Header, Cifti2Image, SeriesAxis
 
 LARGEST_EXPONENT = 24  # of ten, in the time step: a yoctosecond
 
@@ -62,8 +63,17 @@ def read_cifti(path: str | Path) -> Cifti:
     if not isinstance(image, Cifti2Image):
         kind = type(image).__name__
         raise ValueError(f"{path} is not CIFTI but {kind}; expected a dense time series (.dtseries.nii)")
-    _check_claims(image, path)
-    series, brain = _axes(image, path)
+    size, shape = path.stat().st_size, image.shape
+    needed = image.dataobj.offset + math.prod(shape) * image.dataobj.dtype.itemsize
+    if min(shape, default=0) < 1 or size < needed:
+        raise ValueError(
+            f"{path} is cut short or damaged: it has {size} bytes, and its header announces {needed} for data of shape "
+            f"{shape}; fetch or make it again"
+        )
+    try:
+        series, brain = checked_axes(image.header, shape)
+    except Exception as error:  # as above
+        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
     try:
         # One conversion to float32 in memory: the file may be memory-mapped, scaled or of the other byte order.
         data = np.array(image.dataobj, dtype=np.float32)
@@ -97,42 +107,29 @@ def time_step(path: str | Path) -> float | None:
         raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)})") from error
 
 
-def _check_claims(image: Cifti2Image, path: Path) -> None:
-    """Refuse a header that announces more than the file holds, before anything is allocated or computed for it."""
-    shape, size = image.shape, path.stat().st_size
-    try:
-        needed = image.dataobj.offset + math.prod(shape) * image.dataobj.dtype.itemsize
-        maps = [image.header.matrix.get_index_map(index) for index in range(image.ndim)]
-        counts = [[model.index_count for model in axis.brain_models] for axis in maps]
-        exponents = [axis.series_exponent or 0 for axis in maps]
-    except Exception as error:  # nibabel raises many kinds for a damaged header
-        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
-    if min(shape, default=0) < 1 or size < needed:
-        raise ValueError(
-            f"{path} is cut short or damaged: it has {size} bytes, and its header announces {needed}, {shape}; "
-            "fetch or make it again"
-        )
-    for count, length in zip(counts, shape, strict=True):
-        if count and (min(count) < 0 or sum(count) != length):
-            raise ValueError(
-                f"{path} is damaged: it has {length} columns, and places for {sum(count)}; fetch or make it again"
-            )
-    if max(map(abs, exponents)) > LARGEST_EXPONENT:
-        raise ValueError(f"{path} is damaged: its time step has the exponent {max(exponents, key=abs)}; make it again")
+def checked_axes(header: Cifti2Header, shape: Sequence[int]) -> tuple[SeriesAxis, BrainModelAxis]:
+    """The time axis and the brain-model axis of a dense time series of this shape.
+
+    Raises
+    ------
+    ValueError
+        If the axes are others, or the header claims places or powers of ten that would take memory or hours. nibabel
+        raises many other kinds for a damaged one.
+    """
+    for index, length in enumerate(shape):
+        along = header.get_index_map(index)
+        counts = [model.index_count for model in along.brain_models]
+        if counts and (min(counts) < 0 or sum(counts) != length):
+            raise ValueError(f"it has {length} columns, and places for {sum(counts)}")
+        if abs(along.series_exponent or 0) > LARGEST_EXPONENT:
+            raise ValueError(f"the time step has the exponent {along.series_exponent}")
+    axes = [header.get_axis(index) for index in range(len(shape))]
+    if len(axes) != 2 or not isinstance(axes[0], SeriesAxis) or not isinstance(axes[1], BrainModelAxis):
+        found = ", ".join(type(axis).__name__ for axis in axes)
+        raise ValueError(f"axes ({found}), expected (SeriesAxis, BrainModelAxis)")
+    return axes[0], axes[1]
 
 
 def _line(error: Exception) -> str:
     """An error's message on one line."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
-
-
-def _axes(image: Cifti2Image, path: Path) -> tuple[SeriesAxis, BrainModelAxis]:
-    """The time axis and the brain-model axis of a dense time series."""
-    try:
-        axes = [image.header.get_axis(index) for index in range(image.ndim)]
-    except Exception as error:  # as above
-        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
-    if len(axes) != 2 or not isinstance(axes[0], SeriesAxis) or not isinstance(axes[1], BrainModelAxis):
-        found = ", ".join(type(axis).__name__ for axis in axes)
-        raise ValueError(f"{path} has the axes ({found}); expected a dense time series (SeriesAxis, BrainModelAxis)")
-    return axes[0], axes[1]

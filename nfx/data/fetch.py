@@ -24,6 +24,7 @@ import sys
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -450,9 +451,10 @@ def _members(bundle: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo]:
             raise ValueError(f"its member '{member.filename}' leads out of the folder")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ValueError(f"its member '{member.filename}' is a link")
-    names = [member.filename for member in bundle.infolist()]
-    if len(names) > len(set(names)):
-        raise ValueError(f"its member '{next(name for name in names if names.count(name) > 1)}' comes twice")
+    names = Counter(member.filename for member in bundle.infolist())
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"its member '{twice[0][:80]}' comes twice")
     # A recording with another separator before 'Atlas' is unpacked too: nfx.data.inspection names it.
     inside = r"[^/.][^/]*\.mp4" if part == "stimuli" else r"fmri/[^/]+/cifti/[^/.][^/]*Atlas\.dtseries\.nii"
     wanted = re.compile(f"{DATA_SET}/{re.escape(part)}/{inside}")

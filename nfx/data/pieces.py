@@ -2,8 +2,9 @@
 
 A folder under work/ that is being prepared has a hidden folder `.pieces/<digest>`, whose name stands for the facts and
 the code that the pieces were made with. A piece is a whole `.npy` file (moved into place when it is on disk), whose
-name stands for what it was made from: paths, sizes and times of its input files; beside it stands its sha256. So nothing
-stale, half-written or damaged is ever taken up again. Pieces need as much disk as the arrays they become, until `discard` removes them at the end.
+name stands for what it was made from: paths, sizes and times of its input files; beside it stands its sha256. So
+nothing stale, half-written or damaged is ever taken up again. Pieces need as much disk as the arrays they become, until
+`discard` removes them at the end.
 """
 
 from __future__ import annotations

@@ -269,7 +269,7 @@ def model_digest(model: str) -> str:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """The `NeuralFlixPipeline` saved in a folder, on `nfx.training.device`; its files are compared with the manifest."""
+    """The `NeuralFlixPipeline` saved in a folder, on `nfx.training.device`, if its files are as they were saved."""
     from diffusers.utils import logging
 
     from nfx.diffusion import NeuralFlixPipeline

@@ -21,19 +21,9 @@ def published() -> pd.DataFrame:
         Columns `COLUMNS`. ``subject`` is 1-3, "mean", or missing; ``status`` is quoted, derived or computed;
         ``bound`` is "below" where the source prints an inequality; ``formula`` is arithmetic that gives the value.
     """
-    content = read_yaml(FILE)
-    entries = content.get("entries") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries or any(not _is_entry(entry) for entry in entries):
-        raise ValueError(f"{FILE}: expected the key 'entries' with a list, in each of it id, value and a list source")
+    entries = read_yaml(FILE)["entries"]
     table = pd.DataFrame(entries).set_index("id").reindex(columns=list(COLUMNS))
     table["source"] = table["source"].map(", ".join)
     if not table.index.is_unique:
         raise ValueError(f"{FILE}: {table.index[table.index.duplicated()].tolist()} come twice, expected unique ids")
     return table
-
-
-def _is_entry(entry: object) -> bool:
-    if not isinstance(entry, dict) or not {"id", "value", "source"} <= entry.keys():
-        return False
-    sources = entry["source"]
-    return isinstance(entry["id"], str) and isinstance(sources, list) and all(isinstance(s, str) for s in sources)
