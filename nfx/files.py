@@ -229,12 +229,20 @@ def verify(folder: str | os.PathLike[str], *names: str) -> None:
         If a name is not in the manifest, or a file differs from it.
     """
     folder = Path(folder)
+    for name, entry in verify_sizes(folder, *names).items():
+        _check_content(folder / name, entry["sha256"])
+
+
+def verify_sizes(folder: str | os.PathLike[str], *names: str) -> dict[str, dict[str, Any]]:
+    """As `verify`, without reading the files; returns their entries in the manifest."""
+    folder = Path(folder)
     files = read_manifest(folder)["files"]
+    unknown = [name for name in names if name not in files]
+    if unknown:
+        raise ValueError(f"{folder / MANIFEST} lists no file '{unknown[0]}'. {_again(folder)}")
     for name in names or files:
-        if name not in files:
-            raise ValueError(f"{folder / MANIFEST} lists no file '{name}'. {_again(folder)}")
         _check_size(folder / name, files[name]["bytes"])
-        _check_content(folder / name, files[name]["sha256"])
+    return {name: files[name] for name in names or files}
 
 
 def write_manifest(
@@ -469,7 +477,7 @@ def _remedy(folder: Path) -> str:
 
 
 def _provenance() -> dict[str, Any]:
-    return {"versions": _versions(), "git_revision": _git_revision()}
+    return {"versions": _versions(), "git_revision": git_revision()}
 
 
 def _versions() -> dict[str, str]:
@@ -482,7 +490,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _git_revision() -> str | None:
+def git_revision() -> str | None:
     """Commit of the repository, with '-dirty' if files differ from it; None outside git."""
     try:
         command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

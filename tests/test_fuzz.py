@@ -26,7 +26,7 @@ MOST_SECONDS = 20.0  # CPU time of one case
 MOST_MEGABYTES = 900.0  # memory that one case may add: twice a film's largest frame, as RGB and as the codec has it
 NOT_AT_HAND = "the long profile of hypothesis is not chosen: --hypothesis-profile=long"
 
-# Refused by safetensors and diffusers in words of their own: no manifest says what somebody else's snapshot should hold.
+# Refused by safetensors and diffusers in words of their own; of ours, a manifest says what they should hold.
 LIBRARIES_WORDS = ("foreign snapshots",)
 EXTREMES = (0, 1, -1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1)
 NUMBERS = (b"0", b"-1", b"99999999", b"4294967296", b"9" * 30, b"9" * 5000, b"1e999", b"-0.0", b"nan", b".inf", b"1_0")
