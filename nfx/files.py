@@ -7,6 +7,7 @@ holds (shapes, sha256, sizes), from what settings and code (`facts`), and with w
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -55,20 +56,40 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there on success, delete it on error.
 
     The suffix of `path` is kept, for writers that go by it. Missing parent folders are made.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, read-only or broken, or the folder may not be written to; it names `path`, which is then
+        as it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
         os.replace(temporary, path)
+    except OSError as error:
+        # NumPy tells of a full disk without a number, "1024 requested and 16 written"; other errors without one are
+        # sentences already.
+        code = error.errno or (errno.EIO if "requested and" in str(error) else None)
+        if code is None:
+            raise
+        raise OSError(
+            code,
+            f"{path} was not written ({error.strerror or error}), and what was there before is unchanged: make room or "
+            "allow writing there, then run again",
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
