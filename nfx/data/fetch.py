@@ -402,7 +402,8 @@ def unpack(archive: Path, folder: Path, part: str) -> dict[str, dict[str, Any]]:
             bar = tqdm(members, desc=f"{part}, unpacking", unit="file", leave=False, mininterval=1)
             return {member.filename: _extract(bundle, member, folder / member.filename) for member in bar}
     except (*_DAMAGED, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; bz2's complaints have no number
+        # Errors of the disk have other numbers: bz2's complaints none, and a negative place in a cut archive this one.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         # Kept, since a download of hours may be worth a look; out of the way, since no later run may trust it.
         refused = archive.with_name(f"{archive.name}.refused")
