@@ -26,7 +26,7 @@ import pandas as pd
 from nfx import __version__
 from nfx.evaluation.claims import DIRECTIONS, HOLDS, NOT_RUN, OPPOSITE, RULES, UNCLEAR, Claim, claims
 from nfx.evaluation.published import published
-from nfx.files import read_json, read_manifest, read_yaml, write_atomically
+from nfx.files import is_inside, read_json, read_manifest, read_yaml, write_atomically
 from nfx.paths import figures, work
 
 if TYPE_CHECKING:
@@ -119,7 +119,11 @@ def write_report(profile: Profile) -> Path:
 def _listings(folder: Path) -> dict[Path, list[str]]:
     """Listing (`nfx.evaluation.tables.write_listing`) -> what a notebook has written, relative to the folder."""
     found = {path: read_json(path) for path in sorted(folder.glob("*.json"))}
-    return {path: obj["outputs"] for path, obj in found.items() if isinstance(obj, dict) and "outputs" in obj}
+    listings = {path: obj["outputs"] for path, obj in found.items() if isinstance(obj, dict) and "outputs" in obj}
+    for path, outputs in listings.items():
+        if not isinstance(outputs, list) or not all(isinstance(name, str) and is_inside(name) for name in outputs):
+            raise ValueError(f"{path} is no list of what a notebook wrote: {_again(path)}")
+    return listings
 
 
 def _inputs(profile: Profile, folder: Path, listings: Mapping[Path, Sequence[str]]) -> list[Path]:
@@ -273,8 +277,12 @@ def picture(path: Path) -> tuple[str, int, int]:
     """PNG as a data URI (WebP, at most `PICTURE_WIDTH` wide), and the width and height to show it at: half its own."""
     from PIL import Image
 
+    from nfx.data.stimuli import MOST_PIXELS
+
     try:
         with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"it announces {opened.width} x {opened.height} pixels")
             opened.load()
             image = opened.convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
