@@ -86,6 +86,7 @@ def hidden_files(folder):
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_fault_at_every_write(tmp_path, monkeypatch, make, code):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # some thousand of them would take minutes
     whole = identity(make(tmp_path / "whole"))
     number = 0
     while True:
