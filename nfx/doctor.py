@@ -113,7 +113,10 @@ def _versions() -> list[Row]:
         return [Row("packages", "not compared", "constraints.txt is not there")]
     lines = constraints.read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==", 1) for line in lines if "==" in line and not line.startswith("#"))
-    needed = {_canonical(re.split(r"[\s;<>=!~\[(]", text)[0]) for text in metadata.requires("nfx") or []}
+    try:
+        needed = {_canonical(re.split(r"[\s;<>=!~\[(]", text)[0]) for text in metadata.requires("nfx") or []}
+    except metadata.PackageNotFoundError:  # run from the sources, without an installation
+        needed = set()
     same, rows = 0, []
     for name, wanted in pinned.items():
         try:

@@ -170,8 +170,9 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError("it is a zip")
     except OSError:
         raise
-    except Exception as error:  # NumPy raises many kinds for a damaged header
-        raise ValueError(f"{os.fspath(path)} is not a whole .npy file ({_line(error)})") from error
+    except Exception as error:  # NumPy raises many kinds for a damaged header, and advises to unpickle what it knows not
+        reason = "it has no header of an array of numbers" if "pickle" in str(error) else _line(error)
+        raise ValueError(f"{os.fspath(path)} is not a whole .npy file ({reason})") from error
 
 
 def save_arrays(
@@ -226,7 +227,10 @@ def load_arrays(folder: str | os.PathLike[str], *names: str) -> dict[str, np.nda
             raise ValueError(f"{folder / MANIFEST} lists no array '{name}'; it has {sorted(listed)}")
         path, expected = folder / f"{name}.npy", listed[name]
         _check_size(path, manifest["files"][f"{name}.npy"]["bytes"])
-        array = read_array(path)
+        try:
+            array = read_array(path)
+        except ValueError as error:
+            raise ValueError(f"{error}. {_again(folder)}") from error
         if list(array.shape) != expected["shape"] or array.dtype.str != expected["dtype"]:
             raise ValueError(
                 f"{path} holds {array.dtype.str} {list(array.shape)}, but its manifest says "

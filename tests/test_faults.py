@@ -142,12 +142,12 @@ def test_an_archive_that_does_not_fit_is_unpacked_next_time(tmp_path, monkeypatc
     from fuzz_readers import FILMS, make_archives
 
     make_archives(tmp_path)
+    (tmp_path / "data").mkdir()
     with monkeypatch.context() as patched:
         Fault(patched, 3, errno.ENOSPC)
         with pytest.raises(OSError, match="was not written"):
             fetch.unpack(tmp_path / "stored.zip", tmp_path / "data", "stimuli")
     assert (tmp_path / "stored.zip").is_file(), "not refused: it is whole"
-    (tmp_path / "data").mkdir(exist_ok=True)
     assert set(fetch.unpack(tmp_path / "stored.zip", tmp_path / "data", "stimuli")) == set(FILMS)
 
 
