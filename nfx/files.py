@@ -170,7 +170,7 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError("it is a zip")
     except OSError:
         raise
-    except Exception as error:  # NumPy raises many kinds for a damaged header, and advises to unpickle what it knows not
+    except Exception as error:  # NumPy has many kinds for a damaged header, and may advise to unpickle it
         reason = "it has no header of an array of numbers" if "pickle" in str(error) else _line(error)
         raise ValueError(f"{os.fspath(path)} is not a whole .npy file ({reason})") from error
 
