@@ -79,8 +79,8 @@ def test_pickles_are_read_by_torch_alone_and_as_plain_weights():
 
 def test_arrays_are_never_pickled():
     loads = [(place, given) for place, name, given, _ in calls() if name in ("np.load", "numpy.load", "np.save")]
-    assert len(loads) >= 4
-    assert [place for place, given in loads if given.get("allow_pickle") != "False"] == []
+    assert len(loads) >= 8
+    assert [place for place, given in loads if given.get("allow_pickle", "False") != "False"] == []  # NumPy's default
 
 
 def test_no_model_brings_code():

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
-from nibabel.cifti2 import BrainModelAxis, Cifti2Header, Cifti2Image, SeriesAxis
+from nibabel import Nifti2Image
+from nibabel.cifti2 import BrainModelAxis, Cifti2Header, SeriesAxis
+from nibabel.cifti2.parse_cifti2 import Cifti2Extension, _Cifti2AsNiftiImage
 
 LARGEST_EXPONENT = 24  # of ten, in the time step: a yoctosecond
 
@@ -57,33 +58,19 @@ def read_cifti(path: str | Path) -> Cifti:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a CIFTI time series (.dtseries.nii)")
     try:
-        image = nibabel.load(path)
-    except Exception as error:  # nibabel raises many kinds for a damaged header
-        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
-    if not isinstance(image, Cifti2Image):
-        kind = type(image).__name__
-        raise ValueError(f"{path} is not CIFTI but {kind}; expected a dense time series (.dtseries.nii)")
-    size, shape = path.stat().st_size, image.shape
-    needed = image.dataobj.offset + math.prod(shape) * image.dataobj.dtype.itemsize
-    if min(shape, default=0) < 1 or size < needed:
-        raise ValueError(
-            f"{path} is cut short or damaged: it has {size} bytes, and its header announces {needed} for data of shape "
-            f"{shape}; fetch or make it again"
-        )
-    try:
-        series, brain = checked_axes(image.header, shape)
-    except Exception as error:  # as above
-        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
-    try:
+        image, header = _opened(path)
+        size, shape = path.stat().st_size, image.shape[4:]
+        needed = image.dataobj.offset + math.prod(shape) * image.dataobj.dtype.itemsize
+        if min(shape, default=0) < 1 or size < needed:
+            raise ValueError(f"it has {size} bytes, and its header announces {needed} for data of shape {shape}")
+        series, brain = checked_axes(header, shape)
         # One conversion to float32 in memory: the file may be memory-mapped, scaled or of the other byte order.
-        data = np.array(image.dataobj, dtype=np.float32)
-    except Exception as error:
+        data = np.array(image.dataobj, dtype=np.float32).reshape(len(series), len(brain))
+    except Exception as error:  # nibabel raises many kinds for a damaged header
         raise ValueError(
-            f"{path} is cut short or damaged: {len(series)} volumes of {len(brain)} grayordinates are announced, "
-            f"but its data cannot be read ({_line(error)}); fetch or make it again"
+            f"{path} is not CIFTI, or is damaged ({_line(error)}); expected a dense time series (.dtseries.nii): fetch "
+            "or make it again"
         ) from error
-    if data.shape != (len(series), len(brain)):
-        raise ValueError(f"{path} holds data of shape {data.shape}, its header says {(len(series), len(brain))}")
     bad = data.size - int(np.count_nonzero(np.isfinite(data)))
     if bad:
         raise ValueError(f"{path} holds {bad} values that are NaN or infinite; expected finite BOLD values")
@@ -99,12 +86,21 @@ def time_step(path: str | Path) -> float | None:
         If the header cannot be read.
     """
     try:
-        series = nibabel.load(path).header.matrix.get_index_map(0)
+        series = _opened(Path(path))[1].get_index_map(0)
         if series.indices_map_to_data_type != "CIFTI_INDEX_TYPE_SERIES" or series.series_unit != "SECOND":
             return None
         return float(series.series_step * 10.0**series.series_exponent)
     except Exception as error:  # nibabel raises many kinds for a damaged header
-        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)})") from error
+        raise ValueError(f"{path} is not CIFTI, or its header is damaged ({_line(error)}); make it again") from error
+
+
+def _opened(path: Path) -> tuple[Nifti2Image, Cifti2Header]:
+    """A recording as nibabel itself opens it first. `nibabel.load` goes on to compute the axes, of whatever size."""
+    image = _Cifti2AsNiftiImage.from_filename(path)
+    headers = [part.get_content() for part in image.header.extensions if isinstance(part, Cifti2Extension)]
+    if not headers or image.shape[:4] != (1, 1, 1, 1):
+        raise ValueError(f"there is no CIFTI header, or data have the shape {image.shape}")
+    return image, headers[0]
 
 
 def checked_axes(header: Cifti2Header, shape: Sequence[int]) -> tuple[SeriesAxis, BrainModelAxis]:
