@@ -81,9 +81,12 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         code = error.errno or (errno.EIO if "requested and" in str(error) else None)
         if code is None:
             raise
+        reason = error.strerror or str(error)
+        if error.filename not in (None, os.fspath(path.parent), os.fspath(temporary or path)):
+            reason += f": {error.filename}"
         raise OSError(
             code,
-            f"{path} was not written ({error.strerror or error}), and what was there before is unchanged: make room or "
+            f"{path} was not written ({reason}), and what was there before is unchanged: make room or "
             "allow writing there, then run again",
         ) from error
     finally:
