@@ -401,6 +401,8 @@ def unpack(archive: Path, folder: Path, part: str) -> dict[str, dict[str, Any]]:
             require_space(folder, sum(member.file_size for member in members), f"what is unpacked of {part}")
             bar = tqdm(members, desc=f"{part}, unpacking", unit="file", leave=False, mininterval=1)
             return {member.filename: _extract(bundle, member, folder / member.filename) for member in bar}
+    except NotEnoughSpace:
+        raise
     except (*_DAMAGED, OSError) as error:
         # Errors of the disk have other numbers: bz2's complaints none, and a negative place in a cut archive this one.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
