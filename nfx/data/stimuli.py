@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,15 +103,14 @@ def opened(path: Path) -> Iterator[Any]:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video stream; expected a film")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError(f"{path} has a video stream of an unknown kind; expected a film such as H.264")
             stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
             yield stream
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as a film ({_line(error)}); fetch or make it again") from error
-
-
-def _line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split())
+        claims = error.errno == errno.ENOMEM  # FFmpeg refuses such a header itself
+        reason = "it announces more than memory holds" if claims else " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as a film ({reason}); fetch or make it again") from error
 
 
 def _frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
