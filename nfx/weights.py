@@ -16,6 +16,7 @@ import argparse
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfx import paths
-from nfx.files import read_json, sha256, write_json
+from nfx.files import is_inside, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
 
 COMMAND = "python -m nfx.weights"
 MAIN = "main"
+_REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 def _weights(stem: str) -> tuple[str, ...]:
@@ -261,12 +263,19 @@ def _read() -> dict[str, Recorded]:
     if not path.is_file():
         return {}
     try:
-        return {
+        recorded = {
             repository: Recorded(
                 entry["asked"], entry["revision"], {file: File(**facts) for file, facts in entry["files"].items()}
             )
             for repository, entry in read_json(path).items()
         }
+        for repository, entry in recorded.items():
+            if not all(isinstance(text, str) for text in entry[:2]) or not _REVISION.fullmatch(entry.revision):
+                raise ValueError(f"the revision of {repository} is none")
+            for file, facts in entry.files.items():
+                if [type(fact) for fact in facts] != [int, str, int] or not is_inside(file):
+                    raise ValueError(f"the file {file} of {repository} is none")
+        return recorded
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a record of models: delete it, then run {COMMAND} paper") from error
 

@@ -270,13 +270,14 @@ def model_digest(model: str) -> str:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """The `NeuralFlixPipeline` saved in a folder, on `nfx.training.device`."""
+    """The `NeuralFlixPipeline` saved in a folder, on `nfx.training.device`, if its files are as they were saved."""
     from diffusers.utils import logging
 
     from nfx.diffusion import NeuralFlixPipeline
     from nfx.training import device
 
     logging.disable_progress_bar()
+    files.verify(folder)
     return NeuralFlixPipeline.from_pretrained(folder).to(device())
 
 
@@ -415,12 +416,23 @@ def _in_blocks(
     for start in tqdm(range(0, count, size), desc=f"decoding, {part}", leave=False, mininterval=5):
         block = slice(start, min(start + size, count))
         path = home / f"{part}_{block.start}_{block.stop}.npy"
-        if not path.is_file():
+        decoded = _block(path)
+        if decoded is None:
             decoded = decoder(block)
             with files.write_atomically(path) as temporary:
                 np.save(temporary, decoded, allow_pickle=False)
-        blocks.append(np.load(path))
+            files.write_json(path.with_suffix(".json"), files.sha256(path))
+        blocks.append(decoded)
     return np.concatenate(blocks)
+
+
+def _block(path: Path) -> np.ndarray | None:
+    """A block that was decoded before, unless it is damaged."""
+    try:
+        whole = files.read_json(path.with_suffix(".json")) == files.sha256(path)
+        return np.array(files.read_array(path)) if whole else None
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _clips_of(profile: Profile, part: str) -> np.ndarray:
@@ -446,6 +458,7 @@ def load_decoded(profile: Profile, folder: Path) -> DecodedRun:
     table = folder / "scores.csv"
     if not table.is_file():
         raise FileNotFoundError(f"{table} does not exist: the clips are decoded but not scored. Run notebook 03 again")
+    files.verify(folder, table.name)
     parts: dict[str, Decoded | None] = {"validation": None, "test": None}
     for part in PARTS:
         if f"{part}_decoded" in arrays:
