@@ -124,7 +124,7 @@ def test_faults_are_named(decoder, tmp_path):
         read_windows(file, decoder, onset=58.0, repetition_time=2.0)
     with pytest.raises(ValueError, match="new.dtseries.nii: The run ends before the film does"):
         read_windows(file, decoder, clips=40, onset=0.0, repetition_time=2.0)
-    small = recording(tmp_path / "small.dtseries.nii", 30, right=range(5))
+    small = recording(tmp_path / "small.dtseries.nii", 30, right=range(3))
     with pytest.raises(ValueError, match="small.dtseries.nii lacks 1 of the 3 vertices .* grayordinate 29700"):
         read_windows(small, decoder, clips=25)
     other = recording(tmp_path / "other.dtseries.nii", 34)
