@@ -311,7 +311,7 @@ def upload(folder: str | Path, repository: str, private: bool = True) -> str:
     PermissionError
         If there is no token, or the hub refuses it.
     ConnectionError
-        If the hub cannot be reached or breaks off; what it has is the last whole commit.
+        If the hub cannot be reached or breaks off; uploading again goes on.
     """
     from huggingface_hub import HfApi, constants, errors, get_token
 
@@ -329,17 +329,13 @@ def upload(folder: str | Path, repository: str, private: bool = True) -> str:
         return hub.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="A decoder and its card", ignore_patterns=[".*"]
         ).commit_url
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
+    except (OSError, errors.HTTPError, RuntimeError) as error:  # RuntimeError: its Xet transfer
+        where, status = f"{repository} on {constants.ENDPOINT}", None
+        if isinstance(error, errors.HfHubHTTPError):
+            status = error.response.status_code
         if status in (401, 403):
-            raise PermissionError(
-                f"{constants.ENDPOINT} refuses to write {repository} ({status}): check the token"
-            ) from error
-        raise ConnectionError(_unreached(repository, constants.ENDPOINT, error)) from error
-    except OSError as error:
-        raise ConnectionError(_unreached(repository, constants.ENDPOINT, error)) from error
-
-
-def _unreached(repository: str, endpoint: str, error: Exception) -> str:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{repository} on {endpoint} could not be written ({reason[:200]}): check the network and run it again"
+            raise PermissionError(f"{where} may not be written ({status}): check the token and its rights") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionError(
+            f"{where} could not be written ({reason[:200]}): check the network and run the command again"
+        ) from error

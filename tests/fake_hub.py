@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             if name in self.hub.repositories:
-                return self._refuse(409, "")
+                return self._json({"url": f"{self.hub.endpoint}/{name}"}, 409)
             self.hub.add(name, {}).private = asked.get("private", asked.get("visibility") == "private")
             return self._json({"url": f"{self.hub.endpoint}/{name}"})
         if batch := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
@@ -196,9 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.sent[file] = self.hub.sent.get(file, 0) + len(rest)
         self.wfile.write(rest)
 
-    def _json(self, content: object) -> None:
+    def _json(self, content: object, status: int = 200) -> None:
         body = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

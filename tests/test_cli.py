@@ -16,11 +16,14 @@ from nfx.diffusion import NeuralFlixPipeline, decode
 from nfx.model_card import USE, publish
 
 
-@pytest.fixture
-def decoder(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
     """A published decoder that reads 20 vertices."""
-    monkeypatch.setattr(paths, "ROOT", tmp_path / "root")
-    return publish(tiny_decoder.make(tmp_path / "root"), 1, 10, tmp_path / "decoder", licence="mit")
+    root = tmp_path_factory.mktemp("made")
+    profile = tiny_decoder.make(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "ROOT", root)
+        return publish(profile, 1, 10, root / "decoder", licence="mit")
 
 
 @pytest.fixture
@@ -124,6 +127,7 @@ def test_faults_of_decode_are_one_sentence_before_a_model_is_loaded(decoder, rec
 def test_the_lines_of_the_card_decode_a_recording(decoder, recording, tmp_path, monkeypatch):
     """The five lines of the model card and of docs/using_a_decoder.md, as they stand."""
     (tmp_path / "recording.dtseries.nii").symlink_to(recording)
+    (tmp_path / "decoder").symlink_to(decoder)
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(USE.format(clips=8, seed=2024, steps=2, guidance=4.0), names)

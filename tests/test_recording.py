@@ -133,5 +133,5 @@ def test_faults_are_named(decoder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nfx publish"):
         read_windows(file, tmp_path, clips=25)
     (decoder / "decoder.json").write_text('{"vertex": [1]}')
-    with pytest.raises(ValueError, match="decoder.json is damaged, expected the keys vertex, window"):
+    with pytest.raises(ValueError, match="decoder.json is damaged: expected the keys vertex, window"):
         read_windows(file, decoder, clips=25)
