@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 PROGRAMS = (
-    r"(?:\./run_all\.sh|\.ci/run|\.venv/bin/\w|python -m |nfx (?:fetch|check|doctor|decode|report|publish)\b|conda |hf )"
+    r"(?:\./run_all\.sh|\.ci/run|\.venv/bin/\w|python -m |nfx (?:fetch|check|doctor|decode|report|publish)\b|conda |hf )"  # noqa: E501
 )
 DEVELOPMENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
 

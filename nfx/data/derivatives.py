@@ -305,7 +305,7 @@ def _header_step(path: Path) -> float | None:
     from nibabel.cifti2 import SeriesAxis
 
     try:
-        axis = nibabel.load(path).header.get_axis(0)
+        axis = nibabel.load(path).header.get_axis(0)  # type: ignore[attr-defined]  # of CIFTI headers
     except Exception as error:  # nibabel raises many kinds for a damaged header
         raise ValueError(f"{path} cannot be read as CIFTI ({' '.join(str(error).split())})") from error
     return float(axis.step) if isinstance(axis, SeriesAxis) and axis.unit == "SECOND" else None

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import nibabel
@@ -175,7 +175,7 @@ def check_film(path: Path, seconds: float) -> Finding:
                 return Finding("damaged", "no video stream")
             stream = container.streams.video[0]
             rate = float(stream.average_rate or 0)
-            lasts = float(stream.duration * stream.time_base) if stream.duration else 0.0
+            lasts = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     except (av.FFmpegError, OSError) as error:
         return Finding("truncated", f"cannot be opened ({_line(error)})")
     if lasts < seconds - LENGTH_TOLERANCE:
@@ -245,7 +245,8 @@ def _axes(xml: bytes) -> tuple[int, str, int]:
     """Volumes, a digest of the grayordinates, and their number."""
     parser = Cifti2Parser()
     parser.parse(string=xml)
-    axes = [parser.header.get_axis(index) for index in sorted(parser.header.mapped_indices)]
+    header: Any = parser.header
+    axes = [header.get_axis(index) for index in sorted(header.mapped_indices)]
     if len(axes) != 2 or not isinstance(axes[0], SeriesAxis) or not isinstance(axes[1], BrainModelAxis):
         found = ", ".join(type(axis).__name__ for axis in axes)
         raise ValueError(f"axes ({found}), expected (SeriesAxis, BrainModelAxis)")
