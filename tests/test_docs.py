@@ -24,9 +24,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
-PROGRAMS = (
-    r"(?:\./run_all\.sh|\.ci/run|\.venv/bin/\w|python -m |nfx (?:fetch|check|doctor|decode|report|publish)\b|conda |hf )"  # noqa: E501
-)
+PROGRAMS = r"(?:\./run_all\.sh|\.ci/run|\.venv/bin/\w|python -m |nfx (?:fetch|check|doctor|decode|report|publish)\b|conda |hf )"  # noqa: E501
 DEVELOPMENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
 
 # What stands in a page for something of the reader's, and what is put there here.
@@ -110,16 +108,12 @@ def nfx_command(words: list[str]) -> None:
 
 def python(words: list[str]) -> None:
     """`python -m MODULE ARGUMENTS` and `python -c CODE`."""
-    while words and words[0] == "-W":
-        words = words[2:]
     if words[0] == "-c":
         for node in ast.walk(ast.parse(words[1])):
             if isinstance(node, ast.ImportFrom):
                 assert all(hasattr(importlib.import_module(node.module), alias.name) for alias in node.names)
         return
     assert words[0] == "-m", words
-    if words[1] == "pdoc":
-        return tool("pdoc", words[2:])
     module = importlib.util.find_spec(words[1])
     assert module is not None, f"there is no module {words[1]}"
     if module.submodule_search_locations:
@@ -213,7 +207,7 @@ CHECKS = {
     "conda": conda,
     "hf": lambda words: importlib.import_module(f"huggingface_hub.cli.{words[0]}"),
     "pytest": pytest_command,
-    **{name: partial(tool, name) for name in ("ruff", "codespell", "mypy", "nbstripout", "pre-commit")},
+    **{name: partial(tool, name) for name in ("ruff", "codespell", "mypy", "nbstripout", "pdoc", "pre-commit")},
 }
 
 
@@ -383,7 +377,7 @@ def test_the_api_pages_are_built_without_a_warning(tmp_path):
     pytest.importorskip("pdoc")
     (command,) = [shlex.split(c) for _, c in EVERY if "pdoc" in c]
     words = [str(tmp_path) if word == "work/api" else word for word in command[1:]]
-    run = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-m", "pdoc", *words], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "Warn" not in run.stderr, run.stderr[-3000:]
     page = (tmp_path / "nfx" / "data" / "recording.html").read_text(encoding="utf-8")
