@@ -148,7 +148,7 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     least = 10.0**-digits
 
     def cell(value: Any) -> str:
-        if isinstance(value, (float, np.floating)) and 0 < abs(value) < least / 2:
+        if isinstance(value, (float, np.floating)) and 0 < abs(float(value)) < least / 2:
             return f"< {least:.{digits}f}" if value > 0 else f"> {-least:.{digits}f}"
         if isinstance(value, (float, np.floating)):
             return "" if np.isnan(value) else f"{value:.{digits}f}"
