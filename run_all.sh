@@ -214,10 +214,14 @@ phase() {  # phase NAME COMMAND...: run it, and say how long it took
 
 unit_tests() { OMP_NUM_THREADS=1 pytest -q -n 2 --dist worksteal tests | tee "$report"; }  # two at a time, on a core each
 
+lint() {  # style, spelling, types
+  ruff check --quiet nfx tests notebooks workflow && codespell && mypy
+}
+
 run_tests() {
   local phases="" report
   report=$(mktemp)
-  phase "ruff" ruff check --quiet nfx tests notebooks workflow
+  phase "lint" lint
   phase "unit tests" unit_tests
   phase "the demo" engine demo
   phase "the demo's results" pytest -q tests/demo_results.py

@@ -201,7 +201,7 @@ def save_arrays(
     """
     folder = Path(folder)
     (folder / MANIFEST).unlink(missing_ok=True)
-    listed = {}
+    listed: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
         if isinstance(array, Path):

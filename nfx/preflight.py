@@ -436,21 +436,21 @@ def table_text(table: pd.DataFrame) -> str:
     return "\n".join(f"{item:<{widths[0]}}  {state:<{widths[1]}}  {detail}".rstrip() for item, state, detail in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """The command: prints the table; status 1 if something that a run needs is not there."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Check that a run of a profile has what it needs.")
+    parser = argparse.ArgumentParser(prog=command, description="Check that a run of a profile has what it needs.")
     parser.add_argument("profile", help="paper, or a YAML file")
     parser.add_argument("--slurm", action="store_true", help="the jobs run elsewhere: do not look at GPUs here")
     given = parser.parse_args(arguments)
     try:
         profile = load_profile(given.profile)
     except (OSError, ValueError) as error:
-        sys.exit(f"{COMMAND}: {error}")
+        sys.exit(f"{command}: {error}")
     table = check(profile, given.slurm)
     print(table_text(table))
     wrong = faults(table)
     if wrong:
-        sys.exit(f"{COMMAND}: a run of '{profile.name}' needs more than is there: {', '.join(wrong)} (see the table)")
+        sys.exit(f"{command}: a run of '{profile.name}' needs more than is there: {', '.join(wrong)} (see the table)")
 
 
 if __name__ == "__main__":

@@ -466,17 +466,17 @@ def _word(value: object) -> str:
 # --- the command -----------------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """The command: writes the page and says where it is."""
     from nfx.profile import load_profile
 
-    parser = argparse.ArgumentParser(prog=COMMAND, description="One page with all figures, tables and films.")
+    parser = argparse.ArgumentParser(prog=command, description="One page with all figures, tables and films.")
     parser.add_argument("profile", nargs="?", default="demo", help="demo, paper, or a YAML file")
     given = parser.parse_args(arguments)
     try:
         path = write_report(load_profile(given.profile))
     except (OSError, ValueError) as error:
-        sys.exit(f"{COMMAND}: {error}")
+        sys.exit(f"{command}: {error}")
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

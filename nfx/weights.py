@@ -368,7 +368,7 @@ def _plan(name: str, roles: Sequence[str], accept: bool) -> tuple[str, dict[str,
     revision = recorded.revision if recorded is not None else asked
     with _explained(repository, revision):
         if recorded is None:
-            revision = HfApi().model_info(repository, revision=asked).sha
+            revision = HfApi().model_info(repository, revision=asked).sha  # type: ignore[assignment]  # a commit, always
         tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
         files = [entry for entry in tree if isinstance(entry, RepoFile)]
     patterns = [pattern for role in roles for pattern in FILES[role]]
@@ -512,7 +512,7 @@ def _sentence(error: BaseException, repository: str, revision: str) -> OSError:
         return PermissionError(f"the token was refused for {where} (401): set HF_TOKEN to a valid one, or unset it")
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         return _sentence(error.__cause__, repository, revision)  # no such file here, because of that
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return OSError(
             f"{repository} could not be written to {constants.HF_HUB_CACHE} ({os.strerror(error.errno)}): make room or "
             f"set HF_HOME to another folder, then run the command again; files that came whole are kept"

@@ -360,7 +360,7 @@ class _Stretch(io.RawIOBase):
         self._position = position
         return position
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         self._file.seek(self._start + self._position)
         data = self._file.read(max(0, min(len(buffer), self._size - self._position)))
         buffer[: len(data)] = data

@@ -171,7 +171,7 @@ def check_film(path: Path, seconds: float) -> Finding:
     try:
         with opened(path) as stream:
             rate = float(stream.average_rate or 0)
-            lasts = float(stream.duration * stream.time_base) if stream.duration else 0.0
+            lasts = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     except (ValueError, OSError) as error:
         return Finding("truncated", f"cannot be opened ({_line(error)})")
     if lasts < seconds - LENGTH_TOLERANCE:
