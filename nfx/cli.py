@@ -82,6 +82,13 @@ def check(arguments: Sequence[str]) -> None:
     main(arguments, "nfx check")
 
 
+def doctor(arguments: Sequence[str]) -> None:
+    """Print versions, hardware, data, models, disk and the last failure, to be pasted in an issue."""
+    from nfx.doctor import main
+
+    main(arguments, "nfx doctor")
+
+
 def decode(arguments: Sequence[str]) -> None:
     """Decode recordings of a subject to video with a trained decoder."""
     parser = argparse.ArgumentParser(
@@ -183,6 +190,7 @@ def publish(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "fetch": fetch,
     "check": check,
+    "doctor": doctor,
     "decode": decode,
     "report": report,
     "publish": publish,

@@ -247,9 +247,9 @@ def _text(rows: Sequence[Row]) -> str:
     return preflight.table_text(pd.DataFrame(rows, columns=list(Row._fields)))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """The command: prints the report; status 1 if something is missing or damaged."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Print what somebody needs to know to help.")
+    parser = argparse.ArgumentParser(prog=command, description="Print what somebody needs to know to help.")
     parser.add_argument("profile", nargs="?", default="demo", help="demo (default), paper, or a YAML file")
     parser.add_argument("--contents", action="store_true", help="compare every file of every result with its SHA-256")
     given = parser.parse_args(arguments)
