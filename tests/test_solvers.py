@@ -127,15 +127,17 @@ def test_a_clip_depends_neither_on_batch_nor_order_nor_what_went_before(pipeline
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_step_is_one_evaluation_from_the_same_dependent_noise(pipeline, windows, solver):
-    seen, encoded = [], []
+    seen, encoded, drawn = [], [], []
     pipeline.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     pipeline.fmri_encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: drawn.append(len(args[0])))
     clips = [generator(seed) for seed in range(3)]
     start = dependent_noise((3, 4, 6, 8, 8), 0.5, [generator(seed) for seed in range(3)])
     with sampled_by(pipeline, solver):
         pipeline(windows, 7, guidance_scale=GUIDANCE, generator=clips)
     assert [len(batch) for batch in seen] == [6] * 7  # both branches of three clips, once a step
     assert encoded == [3, 1]  # conditions and the null condition, once
+    assert drawn == [6] * 3  # the frames of each clip, once
     assert torch.equal(seen[0], torch.cat([start, start]))
 
 
