@@ -146,7 +146,8 @@ def check(process: Process, file: str, content: bytes) -> None:
         if process.name in LIBRARIES_WORDS:
             return
         assert {"ValueError", "OSError"} & {*told["kind"]}, f"{told['kind'][0]}: {text}"
-        assert any(Path(name).name in text for name in process.whole) or "/result" in text, f"no file is named: {text}"
+        named = str(process.folder) in text or any(Path(name).name in text for name in process.whole)
+        assert named, f"no file or folder is named: {text}"
         assert len(text.splitlines()) == 1 and len(text) < 2000, text
         assert not re.search("MemoryError|Unable to allocate|Cannot allocate", text), text
     except AssertionError:

@@ -172,6 +172,7 @@ def test_a_failing_notebook_leaves_its_traceback_and_its_log(pipeline):
     code = ["profile: str = 'x'", "print('before')", "raise ValueError('the voxels are gone')", "print('after')"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
     notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "notebooks" / "01_data_preparation.ipynb")
     output = engine("--retries", "0", expected=1)
     executed = folder / "work" / "demo" / "executed"

@@ -40,10 +40,11 @@ def _below(film: str) -> str:
     return film
 
 
-Name = Annotated[str, Field(min_length=1)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
-Suffix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]  # a part of a file name
-Below = Annotated[str, Field(min_length=1), AfterValidator(_below)]
+LONGEST_NAME = 250  # characters; file names have at most 255 bytes
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$", max_length=LONGEST_NAME)]
+Suffix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$", max_length=LONGEST_NAME)]  # a part of a file name
+Below = Annotated[Name, AfterValidator(_below)]
 
 
 class _Section(BaseModel):
@@ -257,7 +258,7 @@ def _films_shown(file: Path, recordings: Recordings, names: dict[str, str]) -> l
     columns = list(rows[0]) if rows else []
     for column in ("onset", "duration", recordings.events_column):
         if rows and column not in columns:
-            raise ValueError(f"{file} has no column '{column}'; it has {columns}")
+            raise ValueError(f"{file} has no column '{column}'; it has {as_shown(columns)}")
     shown = []
     for number, row in enumerate(rows, 2):
         film = row[recordings.events_column].strip()
@@ -266,11 +267,11 @@ def _films_shown(file: Path, recordings: Recordings, names: dict[str, str]) -> l
         if film not in names:
             raise ValueError(
                 f"{file}, line {number}: {as_shown(film)} in the column {recordings.events_column} is no film of "
-                f"{sorted(names)}; correct it, or list it in other_events if it is none"
+                f"{as_shown(sorted(names))}; correct it, or list it in other_events if it is none"
             )
         onset = _seconds(row["onset"], "onset", file, number)
         if onset is None:
-            raise ValueError(f"{file}, line {number}: onset is '{row['onset']}', expected seconds")
+            raise ValueError(f"{file}, line {number}: onset is {as_shown(row['onset'])}, expected seconds")
         shown.append(_Event(onset, film, _seconds(row["duration"], "duration", file, number)))
     return sorted(shown, key=lambda event: event.onset)
 
@@ -284,7 +285,7 @@ def _seconds(text: str, column: str, file: Path, line: int) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{file}, line {line}: {column} is '{text}', expected seconds")
+        raise ValueError(f"{file}, line {line}: {column} is {as_shown(text)}, expected seconds")
     return value
 
 
