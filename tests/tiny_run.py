@@ -23,7 +23,7 @@ SCRIPTS = ("run_all.sh", "constraints.txt", "pyproject.toml")
 EVERY = 2  # steps between two checkpoints
 CHANGES = {
     "data": {
-        "subjects": [1], "train_segments": 12, "test_segments": 2, "train_volumes": 12, "test_volumes": 10,
+        "subjects": [1], "frame_size": 64, "train_segments": 12, "test_segments": 2, "train_volumes": 12, "test_volumes": 10,
         "validation_segments": [12],
     },
     "simulation": {"signal_to_noise": [0.22], "vertex_step": 8, "other_step": 400},
