@@ -80,7 +80,7 @@ class Fault:
 
 
 def hidden_files(folder):
-    return [path for path in folder.rglob(".*") if path.is_file()]
+    return [path for path in folder.rglob(".*") if path.is_file() and path.name != files.CLAIM]
 
 
 @pytest.mark.parametrize("code", CODES.values(), ids=CODES)

@@ -49,4 +49,5 @@ def _make(root: Path) -> Profile:
         scores[name] = rng.uniform(0.1, 0.5, len(clip))
     files.save_arrays(folder, {"test_clip": clip, "test_decoded": made.clips}, {})
     scores.to_csv(folder / "scores.csv", index=False)
+    files.write_manifest(folder, {}, ["test_clip.npy", "test_decoded.npy", "scores.csv"])
     return profile
