@@ -142,7 +142,7 @@ def test_a_baseline_of_earlier_recordings_is_left_out_with_a_warning(ready):
     folder = paths.work(ready.profile, "subject1")
     arrays = {name: np.array(array) for name, array in load_arrays(folder).items()}
     save_arrays(folder, arrays | {"test_fmri": arrays["test_fmri"] + 1}, {})
-    with pytest.warns(UserWarning, match="subject 1's recordings are newer than these baselines: wen2018"):
+    with pytest.warns(UserWarning, match="subject 1's recordings are newer than these: wen2018"):
         assert baselines.decoded(ready.profile, 1) == {}
 
 

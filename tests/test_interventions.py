@@ -285,7 +285,7 @@ def test_clips_of_an_earlier_decoder_are_refused_and_left_out_with_a_warning(pro
     stage_two(profile, 1, 10)
     with pytest.raises(ValueError, match="earlier decoder than there is now: run python -m"):
         interventions.load(profile, "shuffled", 1)
-    with pytest.warns(UserWarning, match="newer than these controls: shuffled. ./run_all.sh evidence"):
+    with pytest.warns(UserWarning, match="decoder is newer than these: shuffled. ./run_all.sh evidence"):
         assert interventions.decoded(profile, 1) == {}
 
 

@@ -10,7 +10,6 @@ code. Each module has ``train(profile, subject)``, which trains what is missing 
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -118,15 +117,12 @@ def decoded(profile: Profile, subject: int) -> dict[str, DecodedRun]:
     One that was never run, or is still training, is left out; so is, with a warning, one of earlier recordings. One
     that is damaged is an error.
     """
+    from nfx.evaluation.decoded import warn_of_outdated
+
     there = [name for name in NAMES if (baseline_folder(profile, name, subject) / files.MANIFEST).is_file()]
     runs = {name: load(profile, name, subject) for name in there}
     outdated = [name for name in runs if _is_outdated(profile, name, subject)]
-    if outdated:
-        warnings.warn(
-            f"left out, since subject {subject}'s recordings are newer than these baselines: {', '.join(outdated)}. "
-            "./run_all.sh evidence makes them anew",
-            stacklevel=2,
-        )
+    warn_of_outdated(outdated, f"subject {subject}'s recordings are newer")
     return {TITLES[name]: run for name, run in runs.items() if name not in outdated}
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -444,6 +445,13 @@ def _shown(profile: Profile, part: str, index: np.ndarray) -> tuple[np.ndarray, 
     film = "test" if part == "test" else "train"
     arrays = files.load_arrays(paths.work(profile, "stimuli"), f"{film}_clips", f"{film}_segment")
     return np.asarray(arrays[f"{film}_clips"][index]), np.asarray(arrays[f"{film}_segment"][index])
+
+
+def warn_of_outdated(names: Sequence[str], newer: str) -> None:
+    """Warn that results are left out, since what they were made from has been made anew; nothing if there are none."""
+    if names:
+        found = f"left out, since {newer} than these: {', '.join(names)}"
+        warnings.warn(f"{found}. ./run_all.sh evidence makes them anew", stacklevel=3)
 
 
 def load_decoded(profile: Profile, folder: Path) -> DecodedRun:

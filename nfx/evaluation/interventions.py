@@ -33,7 +33,6 @@ import argparse
 import hashlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -55,6 +54,7 @@ from nfx.evaluation.decoded import (
     load_run,
     run_folder,
     sampling_facts,
+    warn_of_outdated,
 )
 from nfx.evaluation.identification import embedding_similarity, identification, pixel_similarity
 from nfx.evaluation.n_way import n_way_chance
@@ -190,13 +190,9 @@ def decoded(profile: Profile, subject: int) -> dict[str, DecodedRun]:
         runs[TITLES["time_averaged"]] = load_run(profile, subject, profile.headline_row, time_averaged=True)
     there = [name for name in NAMES if _is_there(control_folder(profile, name, subject))]
     outdated = [name for name in there if _is_outdated(profile, name, subject)]
-    if outdated:
-        warnings.warn(
-            f"left out, since subject {subject}'s decoder is newer than these controls: {', '.join(outdated)}. "
-            "./run_all.sh evidence makes them anew",
-            stacklevel=2,
-        )
-    return runs | {TITLES[name]: load(profile, name, subject) for name in there if name not in outdated}
+    warn_of_outdated(outdated, f"subject {subject}'s decoder is newer")
+    current = [name for name in there if name not in outdated]
+    return runs | {TITLES[name]: load_decoded(profile, control_folder(profile, name, subject)) for name in current}
 
 
 def _is_outdated(profile: Profile, name: str, subject: int) -> bool:
