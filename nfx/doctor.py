@@ -211,7 +211,7 @@ def without_secrets(text: str) -> str:
     """The text without names of user and machine, tokens and passwords, and with paths relative to the root."""
     for folder, short in ((paths.ROOT, "."), (Path(sys.prefix), "<environment>"), (Path.home(), "~")):
         for spelling in sorted({str(folder), str(folder.resolve())} - {"/", ""}, key=len, reverse=True):
-            text = re.sub(re.escape(spelling) + r"(?![\w.-])", lambda _, short=short: short, text)
+            text = re.sub(re.escape(spelling) + r"(?![\w.-])", short, text)
     text = re.sub(r"(?<![\w./~>])\./(?=\w)", "", text)
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= 6:

@@ -132,6 +132,7 @@ class _PlainYaml(yaml.SafeLoader):
         event = self.peek_event()
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
+            assert event.start_mark is not None  # the parser marks every event
             raise yaml.YAMLError(f"line {event.start_mark.line + 1}: *{event.anchor} repeats a list or a section")
         return node
 

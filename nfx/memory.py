@@ -143,7 +143,8 @@ def contrastive_bytes(profile: Profile) -> int:
     row = profile.row(profile.headline_row)
 
     def loss() -> Tensor:
-        bold, text, image = torch.randn(batch, profile.data.window, voxels), *torch.randn(2, batch, dim)
+        bold = torch.randn(batch, profile.data.window, voxels)
+        text, image = torch.randn(2, batch, dim)
         return contrastive_loss(encoder, bold, text, image, model.log_temperature, row, model.projection)["loss"]
 
     return peak_of_training(model, loss, 1, profile.training.precision)

@@ -6,7 +6,7 @@ The numbers are of `nfx.studies`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +84,7 @@ def figure_curves(table: pd.DataFrame, profile: Profile) -> Figure:
 def _legend(readers: Sequence[str]) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
-    grey = {"color": "#555555", "linestyle": "none", "marker": "o", "markersize": 5}
+    grey: dict[str, Any] = {"color": "#555555", "linestyle": "none", "marker": "o", "markersize": 5}
     return [
         *(Line2D([], [], color=c, marker=m, linestyle=s, label=r) for r, (c, m, s) in LOOKS.items() if r in readers),
         Line2D([], [], color=COLOURS["chance"], linestyle=(0, (4, 3)), label="chance"),
@@ -154,7 +154,7 @@ def _over_seeds(ax: Axes, at: np.ndarray, table: pd.DataFrame, seeds: list[str],
     """Single seeds as small open marks, and their mean with its t interval."""
     reach = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
     place = (lambda x, y: (x, y)) if vertical else (lambda x, y: (y, x))
-    error = {"yerr" if vertical else "xerr": reach}
+    error: dict[str, Any] = {"yerr" if vertical else "xerr": reach}
     ax.errorbar(
         *place(at, table["mean"]), **error, fmt="o", color=COLOURS["ours"], capsize=3, elinewidth=1.2,
         label="mean and 95 % t interval", zorder=2,

@@ -100,7 +100,7 @@ def shifted_maps(received: np.ndarray) -> np.ndarray:
     return np.stack([np.roll(received, shift) for shift in range(1, len(received))])
 
 
-def patch_weights(label: Sequence[str], names: Sequence[str], patch_size: int) -> np.ndarray:
+def patch_weights(label: np.ndarray, names: Sequence[str], patch_size: int) -> np.ndarray:
     """Weights of the patches that make the mean over the voxels of each label: (names, patches), rows sum to 1.
 
     Parameters
@@ -179,7 +179,7 @@ def region_test(change: np.ndarray, inside: np.ndarray, sources: np.ndarray, pat
 
 def compare_networks_on_cortex(
     blocks: np.ndarray,
-    network: Sequence[str],
+    network: np.ndarray,
     patch_size: int,
     sources: np.ndarray,
     names: Sequence[str] = NETWORKS,
@@ -222,7 +222,7 @@ def compare_networks_on_cortex(
 
 def compare_categories_on_cortex(
     received: np.ndarray,
-    parcel: Sequence[str],
+    parcel: np.ndarray,
     category: np.ndarray,
     clip: np.ndarray,
     segment: np.ndarray,
@@ -275,7 +275,7 @@ def voxel_shares(received: np.ndarray, voxels: int, patch_size: int) -> np.ndarr
     return received / to_voxels(received, voxels, patch_size).sum(axis=-1, keepdims=True)
 
 
-def semantic_share(received: np.ndarray, parcel: Sequence[str], patch_size: int) -> np.ndarray:
+def semantic_share(received: np.ndarray, parcel: np.ndarray, patch_size: int) -> np.ndarray:
     """Share of all received attention that goes to higher visual parcels, clip by clip: (clips,).
 
     The paper tells of a trend towards semantics without a measure. Ours: the attention of the voxels in the MMP
@@ -301,7 +301,7 @@ def semantic_share(received: np.ndarray, parcel: Sequence[str], patch_size: int)
 
 def semantic_trend(
     stages: Mapping[str, np.ndarray],
-    parcel: Sequence[str],
+    parcel: np.ndarray,
     patch_size: int,
     sources: np.ndarray,
     segment: np.ndarray,

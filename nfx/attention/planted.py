@@ -8,7 +8,6 @@ effect significant at p < 0.05.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
@@ -54,7 +53,7 @@ def smooth_maps(vertex: np.ndarray, patch_size: int, count: int, seed: int = 0, 
 def check_networks(
     received: np.ndarray,
     vertex: np.ndarray,
-    network: Sequence[str],
+    network: np.ndarray,
     patch_size: int,
     sources: np.ndarray,
     segment: np.ndarray,
@@ -109,7 +108,7 @@ def check_stages(
     first: np.ndarray,
     second: np.ndarray,
     vertex: np.ndarray,
-    parcel: Sequence[str],
+    parcel: np.ndarray,
     patch_size: int,
     sources: np.ndarray,
     segment: np.ndarray,
