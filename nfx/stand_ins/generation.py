@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss, normalize
 
 from nfx.stand_ins import renders
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
 def autoencoder() -> nn.Module:
@@ -43,7 +48,7 @@ def decoder_loss(
     return {"loss": pixel_error(decoded, pixels) + 0.5 * features, "features": features}
 
 
-def _decoded(model: nn.Module, posterior, generator: torch.Generator) -> Tensor:
+def _decoded(model: nn.Module, posterior: DiagonalGaussianDistribution, generator: torch.Generator) -> Tensor:
     """Frames decoded from a sample of the posterior, drawn on the CPU."""
     noise = torch.randn(posterior.mean.shape, generator=generator)
     return model.decode(posterior.mean + posterior.std * noise).sample.float()

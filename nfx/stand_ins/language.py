@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch.nn.functional import cross_entropy
 
 from nfx.data.simulator.scenes import BACKGROUNDS, COLOURS, MOTIONS, OBJECTS, Scene, caption
 from nfx.stand_ins import renders
+
+if TYPE_CHECKING:
+    from transformers import BertTokenizer, CLIPTokenizer
 
 TOKENS = 16  # length of a tokenised caption; CLIP: 77
 WORDS = ("a", "moving", "on", *COLOURS, *OBJECTS, *MOTIONS, *BACKGROUNDS)
@@ -22,7 +26,7 @@ def short_caption(scene: Scene) -> str:
     return f"a {COLOURS[scene.colour]} {OBJECTS[scene.object]} on {BACKGROUNDS[scene.background]}"
 
 
-def clip_tokenizer(folder: Path):
+def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """A CLIPTokenizer whose byte-pair merges make each word of the captions one token, written to `folder`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -46,7 +50,7 @@ def clip_tokenizer(folder: Path):
     return tokenizer
 
 
-def bert_tokenizer(folder: Path):
+def bert_tokenizer(folder: Path) -> BertTokenizer:
     """A BertTokenizer that knows the captions' words, written to and read from `folder`."""
     from transformers import BertTokenizer
 
@@ -75,7 +79,7 @@ def clip(vocabulary: int) -> nn.Module:
 
 
 def clip_loss(
-    model: nn.Module, tokenizer, step: int, generator: torch.Generator, batch: int = 128
+    model: nn.Module, tokenizer: CLIPTokenizer, step: int, generator: torch.Generator, batch: int = 128
 ) -> dict[str, Tensor]:
     """CLIP's symmetric cross-entropy over a batch; equal captions in a batch share the target."""
     seed = renders.training_seed(generator)
@@ -123,7 +127,9 @@ def start_as_vit(vision: nn.Module, vit: nn.Module) -> None:
     vision.post_layernorm.load_state_dict(vit.layernorm.state_dict())
 
 
-def blip_loss(model: nn.Module, tokenizer, step: int, generator: torch.Generator, batch: int = 64) -> dict[str, Tensor]:
+def blip_loss(
+    model: nn.Module, tokenizer: BertTokenizer, step: int, generator: torch.Generator, batch: int = 64
+) -> dict[str, Tensor]:
     """Next-word cross-entropy of the caption given one frame."""
     seed = renders.training_seed(generator)
     drawn = renders.frames(batch, seed)

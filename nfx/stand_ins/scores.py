@@ -112,11 +112,10 @@ def score_generation(guidance: float = 3.0, steps: int = 20) -> dict[str, float]
         )
     drawn = (np.concatenate(images) * 255).round().astype(np.uint8)
     chosen = image_logits(drawn, str(SNAPSHOTS / "vit")).argmax(-1)
-    truth = np.arange(len(drawn)) % len(FRAME_CLASSES)
-    scores["text-to-image recognised"] = _share(chosen, truth)
-    attributes = torch.from_numpy(np.stack(np.unravel_index(truth, renders.FRAME_SHAPE), -1))
-    names = "object colour background"
-    return scores | _by_attribute("text-to-image", chosen, renders.FRAME_SHAPE, attributes, names)
+    wanted = np.arange(len(drawn)) % len(FRAME_CLASSES)
+    scores["text-to-image recognised"] = _share(chosen, wanted)
+    attributes = torch.from_numpy(np.stack(np.unravel_index(wanted, renders.FRAME_SHAPE), -1))
+    return scores | _by_attribute("text-to-image", chosen, renders.FRAME_SHAPE, attributes, "object colour background")
 
 
 def check_snapshots(folder: Path = SNAPSHOTS) -> None:

@@ -11,6 +11,7 @@ import argparse
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from nfx import paths, training
 from nfx.data.simulator.scenes import caption
 from nfx.files import read_json, write_json
 from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 SEED = 7
 # Rounds of (steps, peak learning rate), each a cosine with its own warm-up: a later round goes on from the weights of
@@ -182,7 +186,9 @@ def _pixels(count: int, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _pool(vae: nn.Module, text_encoder: nn.Module, tokenizer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _pool(
+    vae: nn.Module, text_encoder: nn.Module, tokenizer: CLIPTokenizer
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Latents of POOL renders (POOL, 8, 8, 8); states of their captions (POOL + 1, tokens, dim) and of the captions'
     ends (POOL + 1, dim), those of the empty caption last."""
     latents, sentences = [], []
