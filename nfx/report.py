@@ -177,7 +177,7 @@ def _by_topic(found: Sequence[Claim], words: Mapping[str, str]) -> list[tuple[st
 
 
 def _sections(
-    wanted: Sequence[Mapping[str, Any]],
+    wanted: Sequence[dict[str, Any]],
     folder: Path,
     inputs: Sequence[Path],
     tables: Mapping[str, pd.DataFrame],
@@ -262,7 +262,8 @@ def _item(
         "note": "" if file in listed else "No notebook lists this file: it may be of an older run.",
     }
     if kind == "table":
-        table, left_out = tables[_stem(path, folder)], []
+        table = tables[_stem(path, folder)]
+        left_out: list[str] = []
         if set(entry.get("rows", ["none"])) | {"metric", "mean", "low", "high"} <= set(table.columns):
             table, left_out = wide(table, entry["rows"])
         return item | {"table": as_text(table, names), "left_out": ", ".join(left_out)}
@@ -380,7 +381,8 @@ def wide(table: pd.DataFrame, index: Sequence[str]) -> tuple[pd.DataFrame, list[
     cells = pd.Series("", index=table.index)
     for _, part in table.groupby(heading, sort=False):
         numbers = part[["mean", "low", "high"]].to_numpy(dtype=float)
-        cells[part.index] = [_with_interval(*line, _decimals(numbers)) for line in numbers]
+        decimals = _decimals(numbers)
+        cells[part.index] = [_with_interval(mean, low, high, decimals) for mean, low, high in numbers]
     keys = table[list(index)].astype(object).where(table[list(index)].notna(), "")  # NaN is not equal to itself
     shown = keys.assign(heading=heading, cell=cells)
     if shown.duplicated([*index, "heading"]).any():
@@ -403,10 +405,9 @@ def _columns(table: pd.DataFrame) -> Iterator[tuple[str, bool, list[str]]]:
         values = table.iloc[:, k]
         number = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
         if number and headings[k + 1 : k + 3] in (["low", "high"], [f"{heading}_low", f"{heading}_high"]):
-            around = [table.iloc[:, k + 1 + side].to_numpy(dtype=float) for side in (0, 1)]
-            middle = values.to_numpy(dtype=float)
-            common = None if _no_scale(middle) else _decimals(np.concatenate([middle, *around]))
-            texts = [_with_interval(*line, common) for line in zip(middle, *around, strict=True)]
+            middle, low, high = (table.iloc[:, k + side].to_numpy(dtype=float) for side in (0, 1, 2))
+            common = None if _no_scale(middle) else _decimals(np.concatenate([middle, low, high]))
+            texts = [_with_interval(*line, common) for line in zip(middle, low, high, strict=True)]
             yield f"{heading} [low, high]", True, texts
             skip = 2
         elif number:

@@ -117,6 +117,11 @@ def test_total_attention_holds_where_it_falls(change, expected):
     assert line.verdict == expected and "pre-trained to full" in line.statement
 
 
+def test_a_change_whose_interval_holds_zero_is_unclear_whatever_the_permutations_say():
+    (line,) = found("attention_total", stages(0.0).assign(holm_permutation=0.001), "total sum")
+    assert line.verdict == UNCLEAR
+
+
 def test_interval_of_a_change_is_that_of_the_t_test():
     x, y = noise(1, 20), 0.1 + noise(2, 20)
     table = compare_stages({"pre-trained": pd.DataFrame({"total": x}), "full": pd.DataFrame({"total": y})})

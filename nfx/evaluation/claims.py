@@ -235,7 +235,8 @@ def _stages(
         low, high = _t_interval(row)
         p = row[columns].max(skipna=False)
         ours = _interval(row["difference"], low, high, pd.Series({"p": p}))
-        found = verdict(*sorted((sign * low, sign * high)), p)
+        lower, upper = sorted((sign * low, sign * high))
+        found = verdict(lower, upper, p)
         yield Claim(ATTENTION, statement, str(row["subject"]), quoted, "5.3", ours, found, name)
 
 

@@ -92,8 +92,8 @@ def near_duplicates(profile: Profile) -> Leak:
     """
     targets = load_arrays(work(profile, "targets"), "train_image_embeddings", "test_image_embeddings")
     segment = load_arrays(work(profile, "stimuli"), "train_segment")["train_segment"]
-    embeddings = (np.asarray(targets[f"{part}_image_embeddings"]) for part in ("train", "test"))
-    return compare_embeddings(*embeddings, np.asarray(segment), trained_on(profile))
+    train, test = (np.asarray(targets[f"{part}_image_embeddings"]) for part in ("train", "test"))
+    return compare_embeddings(train, test, np.asarray(segment), trained_on(profile))
 
 
 def compare_embeddings(train: np.ndarray, test: np.ndarray, segment: np.ndarray, trained: np.ndarray) -> Leak:
@@ -223,7 +223,7 @@ def prepare_again(profile: Profile, subject: int) -> Again:
         if len(cleaned) >= 2:
             correlations.append(correlation(cleaned[0], cleaned[1]))
         if cleaned:
-            means.append(np.mean(cleaned, axis=0, dtype=np.float64)[:, _places_of(chosen, places)])
+            means.append(np.stack(cleaned).mean(axis=0, dtype=np.float64)[:, _places_of(chosen, places)])
     return Again(places, t_test_of_correlations(np.stack(correlations))[0], np.concatenate(means))
 
 
@@ -382,7 +382,8 @@ def _not_their_own(
     unique, where = np.unique(rows, return_index=True)
     first[unique] = where
     same = np.isclose(texts[first[row.ravel()]], text.reshape(-1, text.shape[-1]), atol=1e-5).all(axis=-1)
-    return np.nonzero(~same.reshape(row.shape))
+    clip, frame = np.nonzero(~same.reshape(row.shape))
+    return clip, frame
 
 
 def _poisoned(profile: Profile, shape: tuple[int, ...]) -> np.ndarray:
