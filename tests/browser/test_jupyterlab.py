@@ -1,0 +1,232 @@
+"""The notebooks in a real JupyterLab, driven by a real browser. `pytest tests` leaves this folder out; the command is
+
+    .venv/bin/pip install -c constraints.txt -e '.[browser]'
+    .venv/bin/pytest tests/browser
+
+It needs Debian's chromium (``apt install chromium``) or another Chromium on the PATH, and a finished demo:
+``./run_all.sh``, or NFX_ROOT naming a folder that holds one. The notebooks are copied; settings, workspaces and
+screenshots go to temporary folders (``--basetemp`` names them), so that nothing of the user's is read or written,
+but that the notebooks write their figures to ``figures/demo/`` once more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from nfx import paths
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WIDTH, HEIGHT = 1366, 768  # pixels of a small laptop
+PATIENCE = 30 * 60  # seconds for one notebook
+PROGRESS = re.compile(r"\d+%\|.*\| \d+/\d+ \[\d\d:\d\d<\d\d:\d\d")  # share done, steps, time spent, time left
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="no playwright: pip install -c constraints.txt -e '.[browser]'"
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (Debian: apt install chromium)"),
+]
+needs_demo = pytest.mark.skipif(
+    not (paths.ROOT / "work" / "demo" / "decoder" / "subject1_row10" / "manifest.json").is_file(),
+    reason=f"no finished demo in {paths.ROOT}: ./run_all.sh makes one, or let NFX_ROOT name a folder with one",
+)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    with sync_api.sync_playwright() as playwright:
+        # Chromium refuses its sandbox to root, who owns containers.
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("screenshots", numbered=False)
+
+
+class Lab:
+    """A JupyterLab of its own: no token, a free port, empty settings; its notebooks are in `folder`."""
+
+    def __init__(self, home: Path, root: Path) -> None:
+        self.folder = home / "notebooks"
+        self.folder.mkdir(parents=True)
+        settings = home / "settings"
+        # All cells are kept in the page, so that they can be looked at; and nobody is asked about news.
+        for name, value in {
+            "notebook-extension/tracker": {"windowingMode": "none"},
+            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+        }.items():
+            file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps(value))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        environment = {
+            **os.environ, "NFX_ROOT": str(root), "JUPYTERLAB_SETTINGS_DIR": str(settings),
+            "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"), "JUPYTER_CONFIG_DIR": str(home / "config"),
+            "JUPYTER_DATA_DIR": str(home / "data"), "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+            "IPYTHONDIR": str(home / "ipython"), "JUPYTER_NO_CONFIG": "",
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+        }  # fmt: skip
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+        command += ["--IdentityProvider.token=", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={self.folder}"]
+        self.log = (home / "lab.log").open("w")
+        self.server = subprocess.Popen(
+            command, cwd=self.folder, env=environment, stdout=self.log, stderr=subprocess.STDOUT
+        )
+        for _ in range(180):
+            try:
+                urllib.request.urlopen(f"{self.url}/api/status", timeout=5).close()
+                return
+            except OSError:
+                assert self.server.poll() is None, (home / "lab.log").read_text()[-3000:]
+                time.sleep(1)
+        self.close()
+        raise AssertionError(f"JupyterLab did not answer within 3 minutes: {home / 'lab.log'}")
+
+    def close(self) -> None:
+        self.server.terminate()  # shuts its kernels down
+        try:
+            self.server.wait(60)
+        except subprocess.TimeoutExpired:
+            self.server.kill()
+        self.log.close()
+
+
+def open_notebook(browser, lab: Lab, name: str):
+    """A page of its own with one notebook, ready to run."""
+    page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+    page.set_default_timeout(120_000)
+    page.goto(f"{lab.url}/lab/tree/{name}?reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+    page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status='idle'], .jp-Toolbar-kernelStatus", state="attached")
+    return page
+
+
+def choose(page, menu: str, item: str) -> None:
+    """Choose an item of JupyterLab's menu bar by its name."""
+    page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
+    page.locator(".lm-Menu-item:visible", has_text=re.compile(f"^{item}")).first.click()
+
+
+def running(page) -> int:
+    """How many cells run or wait."""
+    return page.locator(".jp-InputArea-prompt", has_text="[*]:").count()
+
+
+def wait_until_run(page, seconds: float = PATIENCE) -> None:
+    """Until no cell runs or waits."""
+    page.wait_for_timeout(2000)
+    end = time.monotonic() + seconds
+    while running(page):
+        assert time.monotonic() < end, f"still running after {seconds:.0f} s"
+        page.wait_for_timeout(1000)
+
+
+def saved(page, path: Path):
+    """Save the notebook in JupyterLab, and read it from disk."""
+    before = path.stat().st_mtime_ns
+    choose(page, "File", "Save Notebook")
+    for _ in range(60):
+        page.wait_for_timeout(500)
+        if path.stat().st_mtime_ns != before:
+            break
+    page.wait_for_timeout(500)
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def errors(notebook) -> list[str]:
+    return [
+        f"{cell.source.splitlines()[0]}: {output.ename}: {output.evalue}"
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        if output.output_type == "error"
+    ]
+
+
+def shoot(page, folder: Path, name: str, piece: int = 1900) -> None:
+    """Screenshots of the whole notebook, cut into pieces of `piece` pixels."""
+    from PIL import Image
+
+    height = page.evaluate("document.querySelector('.jp-Notebook .jp-WindowedPanel-outer')?.scrollHeight ?? 8000")
+    page.set_viewport_size({"width": WIDTH, "height": min(int(height) + 200, 30_000)})
+    page.wait_for_timeout(3000)
+    whole = folder / f"{name}.png"
+    page.screenshot(path=whole)
+    page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    with Image.open(whole) as image:
+        for number, top in enumerate(range(0, image.height, piece)):
+            image.crop((0, top, WIDTH, min(top + piece, image.height))).save(folder / f"{name}_{number:02d}.png")
+    whole.unlink()
+
+
+@pytest.fixture(scope="module")
+def demo_lab(tmp_path_factory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("demo"), paths.ROOT)
+    for path in NOTEBOOKS:
+        shutil.copy(path, lab.folder)
+    yield lab
+    lab.close()
+
+
+@needs_demo
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
+def test_run_all_shows_every_figure_and_no_error(path, browser, demo_lab, screenshots):
+    page = open_notebook(browser, demo_lab, path.name)
+    committed = nbformat.read(path, as_version=4)
+    headings = [
+        re.sub(r"[^\w]", "", line.lstrip("# "))
+        for cell in committed.cells
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if re.match("#+ ", line)
+    ]
+    page.locator("[data-id='table-of-contents']").click()
+    page.wait_for_selector(".jp-tocItem-content")
+    shown = [re.sub(r"[^\w]", "", text) for text in page.locator(".jp-tocItem-content").all_inner_texts()]
+    page.screenshot(path=screenshots / f"{path.stem[:2]}_contents.png")
+    assert shown == headings  # in order, and none but the notebook's own
+    page.locator("[data-id='table-of-contents']").click()
+
+    choose(page, "Run", "Run All Cells")
+    wait_until_run(page)
+    done = saved(page, demo_lab.folder / path.name)
+    shoot(page, screenshots, path.stem[:2])
+    assert not errors(done)
+    assert all(cell.execution_count for cell in code_cells(done))
+
+    outputs = [output for cell in code_cells(done) for output in cell.outputs]
+    pictures = sum(any(kind.startswith("image/") for kind in output.get("data", {})) for output in outputs)
+    sizes = page.locator(".jp-OutputArea-output img").evaluate_all("all => all.map(i => [i.naturalWidth, i.clientWidth])")
+    assert len(sizes) >= pictures > 0
+    assert all(natural > 0 and 0 < wide <= WIDTH for natural, wide in sizes)
+    films = page.locator(".jp-OutputArea-output video").evaluate_all("all => all.map(v => [v.readyState, v.videoWidth])")
+    expected = sum("<video" in "".join(output.get("data", {}).get("text/html", "")) for output in outputs)
+    assert len(films) >= expected
+    assert all(state > 0 and wide > 0 for state, wide in films)
+    page.close()
