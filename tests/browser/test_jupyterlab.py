@@ -72,7 +72,7 @@ class Lab:
         settings = home / "settings"
         # All cells are kept in the page, so that they can be looked at; and nobody is asked about news.
         for name, value in {
-            "notebook-extension/tracker": {"windowingMode": "none"},
+            "notebook-extension/tracker": {"windowingMode": "none", "recordTiming": True},
             "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
         }.items():
             file = settings / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -117,7 +117,7 @@ class Lab:
 def open_notebook(browser, lab: Lab, name: str):
     """A page of its own with one notebook, ready to run."""
     page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(1000 * PATIENCE)
     page.goto(f"{lab.url}/lab/tree/{name}?reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell")
     page.wait_for_selector(".jp-NotebookPanel-toolbar [data-status='idle'], .jp-Toolbar-kernelStatus", state="attached")
@@ -169,20 +169,24 @@ def errors(notebook) -> list[str]:
     ]
 
 
-def shoot(page, folder: Path, name: str, piece: int = 1900) -> None:
-    """Screenshots of the whole notebook, cut into pieces of `piece` pixels."""
-    from PIL import Image
+SCROLLER = """() => {
+  let box = document.querySelector('.jp-Notebook .jp-Cell').parentElement;
+  while (box.scrollHeight <= box.clientHeight + 2 && box.parentElement) box = box.parentElement;
+  return box;
+}"""
 
-    height = page.evaluate("document.querySelector('.jp-Notebook .jp-WindowedPanel-outer')?.scrollHeight ?? 8000")
-    page.set_viewport_size({"width": WIDTH, "height": min(int(height) + 200, 30_000)})
-    page.wait_for_timeout(3000)
-    whole = folder / f"{name}.png"
-    page.screenshot(path=whole)
+
+def shoot(page, folder: Path, name: str, height: int = 1600) -> None:
+    """Screenshots of the whole notebook from its top, one of `height` pixels after the other."""
+    page.set_viewport_size({"width": WIDTH, "height": height})
+    page.wait_for_timeout(2000)
+    box = page.evaluate_handle(SCROLLER)
+    whole, seen = page.evaluate("box => [box.scrollHeight, box.clientHeight]", box)
+    for number, top in enumerate(range(0, whole, seen)):
+        page.evaluate("([box, top]) => box.scrollTo(0, top)", [box, top])
+        page.wait_for_timeout(1000)
+        page.screenshot(path=folder / f"{name}_{number:02d}.png")
     page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
-    with Image.open(whole) as image:
-        for number, top in enumerate(range(0, image.height, piece)):
-            image.crop((0, top, WIDTH, min(top + piece, image.height))).save(folder / f"{name}_{number:02d}.png")
-    whole.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -222,10 +226,14 @@ def test_run_all_shows_every_figure_and_no_error(path, browser, demo_lab, screen
 
     outputs = [output for cell in code_cells(done) for output in cell.outputs]
     pictures = sum(any(kind.startswith("image/") for kind in output.get("data", {})) for output in outputs)
-    sizes = page.locator(".jp-OutputArea-output img").evaluate_all("all => all.map(i => [i.naturalWidth, i.clientWidth])")
+    sizes = page.locator(".jp-OutputArea-output img").evaluate_all(
+        "all => all.map(i => [i.naturalWidth, i.clientWidth])"
+    )
     assert len(sizes) >= pictures > 0
     assert all(natural > 0 and 0 < wide <= WIDTH for natural, wide in sizes)
-    films = page.locator(".jp-OutputArea-output video").evaluate_all("all => all.map(v => [v.readyState, v.videoWidth])")
+    films = page.locator(".jp-OutputArea-output video").evaluate_all(
+        "all => all.map(v => [v.readyState, v.videoWidth])"
+    )
     expected = sum("<video" in "".join(output.get("data", {}).get("text/html", "")) for output in outputs)
     assert len(films) >= expected
     assert all(state > 0 and wide > 0 for state, wide in films)
