@@ -238,3 +238,89 @@ def test_run_all_shows_every_figure_and_no_error(path, browser, demo_lab, screen
     assert len(films) >= expected
     assert all(state > 0 and wide > 0 for state, wide in films)
     page.close()
+
+
+# ---- stopping, going on, and changing something: in a project in miniature ----------------------------------------
+
+
+STEPS = 600  # of the contrastive training: some ten seconds, so that there is something to interrupt
+
+
+@pytest.fixture(scope="module")
+def tiny_lab(tmp_path_factory) -> Iterator[tuple[Lab, Path]]:
+    """Notebook 02 on a project in miniature, whose data notebook 01 has prepared; and that project's root."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from tiny import make_root
+
+    root = tmp_path_factory.mktemp("root")
+    profile = make_root(root, contrastive={"steps": STEPS}, training={"checkpoint_every": 20})
+    environment = {**os.environ, "NFX_ROOT": str(root), "PYTHONPATH": os.pathsep.join(
+        [str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS[0], root / "01.ipynb", "--cwd", NOTEBOOKS[0].parent]
+    command += ["--no-progress-bar", "--kernel", "python3", "-r", "profile", profile]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    lab = Lab(tmp_path_factory.mktemp("tiny"), root)
+    notebook = nbformat.read(NOTEBOOKS[1], as_version=4)
+    for cell in code_cells(notebook):
+        cell.source = cell.source.replace('profile: str = "demo"', f'profile: str = "{profile}"')
+        cell.outputs = []
+    nbformat.write(notebook, lab.folder / NOTEBOOKS[1].name)
+    yield lab, root
+    lab.close()
+
+
+def text_of(page, holds: str) -> str:
+    """Text outputs of the one cell whose source holds a phrase."""
+    return "\n".join(page.locator(".jp-CodeCell", has_text=holds).locator(".jp-OutputArea").all_inner_texts())
+
+
+def test_a_long_training_tells_its_time_can_be_interrupted_and_goes_on(browser, tiny_lab, screenshots):
+    lab, root = tiny_lab
+    training, name = "encoder_folder = train_encoder(", NOTEBOOKS[1].name
+    page = open_notebook(browser, lab, name)
+    choose(page, "Run", "Run All Cells")
+    end = time.monotonic() + PATIENCE
+    while not (PROGRESS.search(text_of(page, training)) and list(root.glob("work/tiny/encoder/*/checkpoint/step_*"))):
+        assert time.monotonic() < end and running(page), text_of(page, training)
+        page.wait_for_timeout(200)
+    page.locator(".jp-CodeCell", has_text=training).scroll_into_view_if_needed()
+    page.screenshot(path=screenshots / "02_progress.png")
+    choose(page, "Kernel", "Interrupt Kernel")
+    wait_until_run(page)
+    page.screenshot(path=screenshots / "02_interrupted.png")
+    stopped = saved(page, lab.folder / name)
+    assert [error.split(":")[1] for error in errors(stopped)] == [" KeyboardInterrupt"]
+    assert list(root.glob("work/tiny/encoder/*/checkpoint/step_*"))
+
+    choose(page, "Run", "Run All Cells")
+    wait_until_run(page)
+    finished = saved(page, lab.folder / name)
+    assert not errors(finished)
+    told = re.search(rf"resumed from step (\d+) of {STEPS}", text_of(page, training))
+    assert told and 0 < int(told[1]) < STEPS
+    assert not list(root.glob("work/tiny/encoder/*/checkpoint"))
+    page.close()
+
+
+def test_a_changed_hyper_parameter_is_followed_within_the_notebook(browser, tiny_lab, screenshots):
+    """After the test above: the reader writes 0.4 into one cell of notebook 02, and runs on from there."""
+    lab, root = tiny_lab
+    page = open_notebook(browser, lab, NOTEBOOKS[1].name)
+    choose(page, "Run", "Run All Cells")
+    wait_until_run(page)
+    pictures = page.locator(".jp-OutputArea-output img").count()
+    cell = page.locator(".jp-CodeCell", has_text="gamma_spa = None")
+    cell.locator(".cm-content").click()
+    source = next(c.source for c in code_cells(nbformat.read(NOTEBOOKS[1], 4)) if "gamma_spa = None" in c.source)
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text(source.replace("gamma_spa = None", "gamma_spa = 0.4"))
+    choose(page, "Run", "Run Selected Cell and All Below")
+    wait_until_run(page)
+    done = saved(page, lab.folder / NOTEBOOKS[1].name)
+    shoot(page, screenshots, "02_changed")
+    assert not errors(done)
+    printed = "".join(output.get("text", "") for c in code_cells(done) for output in c.outputs)
+    assert printed.count("gamma_spa = 0.4") >= 1
+    assert page.locator(".jp-OutputArea-output img").count() > pictures  # curves of both
+    assert (root / "work/tiny/encoder/subject1_row2/manifest.json").is_file()  # Table 1 has that row
+    page.close()
