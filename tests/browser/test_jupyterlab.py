@@ -135,9 +135,14 @@ def running(page) -> int:
     return page.locator(".jp-InputArea-prompt", has_text="[*]:").count()
 
 
+def run(page, item: str = "Run All Cells") -> None:
+    """Choose an item of the menu Run, and wait until the kernel has taken it up."""
+    choose(page, "Run", item)
+    page.locator(".jp-InputArea-prompt", has_text="[*]:").first.wait_for(state="attached")
+
+
 def wait_until_run(page, seconds: float = PATIENCE) -> None:
     """Until no cell runs or waits."""
-    page.wait_for_timeout(2000)
     end = time.monotonic() + seconds
     while running(page):
         assert time.monotonic() < end, f"still running after {seconds:.0f} s"
@@ -217,7 +222,7 @@ def test_run_all_shows_every_figure_and_no_error(path, browser, demo_lab, screen
     assert shown == headings  # in order, and none but the notebook's own
     page.locator("[data-id='table-of-contents']").click()
 
-    choose(page, "Run", "Run All Cells")
+    run(page)
     wait_until_run(page)
     done = saved(page, demo_lab.folder / path.name)
     shoot(page, screenshots, path.stem[:2])
@@ -278,7 +283,7 @@ def test_a_long_training_tells_its_time_can_be_interrupted_and_goes_on(browser, 
     lab, root = tiny_lab
     training, name = "encoder_folder = train_encoder(", NOTEBOOKS[1].name
     page = open_notebook(browser, lab, name)
-    choose(page, "Run", "Run All Cells")
+    run(page)
     end = time.monotonic() + PATIENCE
     while not (PROGRESS.search(text_of(page, training)) and list(root.glob("work/tiny/encoder/*/checkpoint/step_*"))):
         assert time.monotonic() < end and running(page), text_of(page, training)
@@ -292,7 +297,7 @@ def test_a_long_training_tells_its_time_can_be_interrupted_and_goes_on(browser, 
     assert [error.split(":")[1] for error in errors(stopped)] == [" KeyboardInterrupt"]
     assert list(root.glob("work/tiny/encoder/*/checkpoint/step_*"))
 
-    choose(page, "Run", "Run All Cells")
+    run(page)
     wait_until_run(page)
     finished = saved(page, lab.folder / name)
     assert not errors(finished)
@@ -306,7 +311,7 @@ def test_a_changed_hyper_parameter_is_followed_within_the_notebook(browser, tiny
     """After the test above: the reader writes 0.4 into one cell of notebook 02, and runs on from there."""
     lab, root = tiny_lab
     page = open_notebook(browser, lab, NOTEBOOKS[1].name)
-    choose(page, "Run", "Run All Cells")
+    run(page)
     wait_until_run(page)
     pictures = page.locator(".jp-OutputArea-output img").count()
     cell = page.locator(".jp-CodeCell", has_text="gamma_spa = None")
@@ -314,7 +319,7 @@ def test_a_changed_hyper_parameter_is_followed_within_the_notebook(browser, tiny
     source = next(c.source for c in code_cells(nbformat.read(NOTEBOOKS[1], 4)) if "gamma_spa = None" in c.source)
     page.keyboard.press("Control+a")
     page.keyboard.insert_text(source.replace("gamma_spa = None", "gamma_spa = 0.4"))
-    choose(page, "Run", "Run Selected Cell and All Below")
+    run(page, "Run Selected Cell and All Below")
     wait_until_run(page)
     done = saved(page, lab.folder / NOTEBOOKS[1].name)
     shoot(page, screenshots, "02_changed")
