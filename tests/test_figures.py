@@ -200,8 +200,8 @@ def test_best_median_and_worst():
 def test_figure_clip_scores_shows_the_clips_that_it_marks():
     score, truth = np.array([0.1, 0.8, np.nan, 0.3]), clips(4)
     fig = figures.figure_clip_scores(score, truth, 255 - truth, "a score", 0.25, ["a", "b", "c", "d"])
-    words = texts(fig)
-    assert all(word in words for word in ("best, 0.8: b", "median, 0.3: d", "worst, 0.1: a", "chance 0.25", "mean 0.4"))
+    wanted = ("best, score 0.8; b", "median, score 0.3; d", "worst, score 0.1; a", "chance 0.25", "mean 0.4")
+    assert all(word in texts(fig) for word in wanted)
     strips = [np.asarray(ax.images[0].get_array()) for ax in fig.axes if ax.images]
     from nfx.plots import film_strip
 

@@ -445,7 +445,7 @@ def figure_clip_scores(
     ax.set(xlabel="clips, from the highest score to the lowest", ylabel=name)
     ax.legend()
     at = list(chosen.values())
-    words = [f"{kind}, {score[k]:.3g}" + (f": {titles[k]}" if titles else "") for kind, k in chosen.items()]
+    words = [f"{kind}, score {score[k]:.3g}" + (f"; {titles[k]}" if titles else "") for kind, k in chosen.items()]
     draw_sheet(right, {"truth": truth[at], "decoded": decoded[at]}, words, clips_per_line=1)
     return fig
 
