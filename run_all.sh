@@ -5,7 +5,7 @@
 #   ./run_all.sh paper       the published data set and the real models; needs GPUs
 #   ./run_all.sh paper --slurm   the same over a SLURM cluster: one job for each encoder and decoder of Table 1
 #   ./run_all.sh FILE.yaml   a profile of your own
-#   ./run_all.sh evidence [PROFILE]   all of a profile (demo), and beside it baselines, controls, other seeds, other amounts
+#   ./run_all.sh evidence [PROFILE]   all of a profile (demo), and beside it baselines, controls, solvers, other seeds, other amounts
 #                            of signal and of training data; hours
 #   ./run_all.sh test        linter, unit tests, the demo once, and the committed notebooks against it
 #   ./run_all.sh stand-ins   train the demo's stand-in models again
@@ -82,7 +82,7 @@ lock() {  # two runs in one folder would write the same files
 weight() {  # what a job of a rule adds to the time of a run on two cores; the first runs alone
   case $1 in
     data) echo 32 ;; encoder) echo 5 ;; decoder) echo 17 ;; evaluation) echo 28 ;; attention) echo 8 ;; ablations) echo 1 ;;
-    baseline) echo 15 ;; control) echo 10 ;;
+    baseline) echo 15 ;; control) echo 10 ;; solvers) echo 900 ;;
     *) echo 0 ;;
   esac
 }
@@ -214,10 +214,14 @@ phase() {  # phase NAME COMMAND...: run it, and say how long it took
 
 unit_tests() { OMP_NUM_THREADS=1 pytest -q -n 2 --dist worksteal tests | tee "$report"; }  # two at a time, on a core each
 
+lint() {  # style, spelling, types
+  ruff check --quiet nfx tests notebooks workflow && codespell && mypy
+}
+
 run_tests() {
   local phases="" report
   report=$(mktemp)
-  phase "ruff" ruff check --quiet nfx tests notebooks workflow
+  phase "lint" lint
   phase "unit tests" unit_tests
   phase "the demo" engine demo
   phase "the demo's results" pytest -q tests/demo_results.py

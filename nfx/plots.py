@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
     from pandas import DataFrame
@@ -104,7 +105,7 @@ def save_figure(fig: Figure, profile: Profile, name: str, dpi: int = 200) -> Pat
     return folder / f"{name}.png"
 
 
-def save_table(table, profile: Profile, name: str, digits: int = 3) -> Path:
+def save_table(table: pd.DataFrame, profile: Profile, name: str, digits: int = 3) -> Path:
     """Write a DataFrame as CSV (all digits) and Markdown (rounded); tables of simulated data say so.
 
     The CSV has a leading comment line, the Markdown a line below the table: read the CSV with ``comment="#"``.
@@ -126,14 +127,14 @@ def save_table(table, profile: Profile, name: str, digits: int = 3) -> Path:
     return folder / f"{name}.csv"
 
 
-def markdown(table, digits: int = 3) -> str:
+def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     """A DataFrame as a Markdown table; floats are rounded, but nothing small to 0; what is missing is left empty."""
     import pandas as pd
 
     least = 10.0**-digits
 
-    def cell(value) -> str:
-        if isinstance(value, (float, np.floating)) and 0 < abs(value) < least / 2:
+    def cell(value: Any) -> str:
+        if isinstance(value, (float, np.floating)) and 0 < abs(float(value)) < least / 2:
             return f"< {least:.{digits}f}" if value > 0 else f"> {-least:.{digits}f}"
         if isinstance(value, (float, np.floating)):
             return "" if np.isnan(value) else f"{value:.{digits}f}"

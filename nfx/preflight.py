@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from nfx import paths, weights
+from nfx.files import as_json, read_manifest
 from nfx.profile import load_profile
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 COMMAND = "python -m nfx.preflight"
 PACKAGES = ("torch", "diffusers", "transformers")
-FAULTS = ("missing", "truncated", "misnamed", "damaged", "too small")  # states with which a run would fail
+FAULTS = ("missing", "truncated", "misnamed", "damaged", "too small", "another's")  # states with which a run would fail
 GRAYORDINATES, CORTEX = 91282, 59412  # of a CIFTI file, and of them on the surface
 FLOAT = 4  # bytes of float32
 MOMENTS = 2  # AdamW keeps two numbers for each trained one
@@ -64,12 +65,12 @@ def check(profile: Profile, slurm: bool = False) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns item, state, detail. States: ok; missing, truncated, misnamed, damaged, too small (`FAULTS`); and, for
-        information, other version, late, estimated, not estimated, none.
+        Columns item, state, detail. States: ok; missing, truncated, misnamed, damaged, too small, another's
+        (`FAULTS`); and, for information, other version, late, estimated, not estimated, none.
     """
     rows = [*packages(), *models(profile)]
     if profile.simulated:
-        rows.insert(len(PACKAGES), Row("data", "ok", "simulated by notebook 01"))
+        rows.insert(len(PACKAGES), simulated_data(profile))
     else:
         rows[len(PACKAGES) : len(PACKAGES)] = [*data(profile), pretraining(profile)]
         memory = gpu_memory(profile)
@@ -141,6 +142,20 @@ def data(profile: Profile) -> list[Row]:
         else:
             rows.append(Row(part, "ok", f"{int((found['state'] == 'present').sum())} files"))
     return rows
+
+
+def simulated_data(profile: Profile) -> Row:
+    """Refuse a folder of simulated data that another profile has used: its data and their truth would be replaced."""
+    for file in sorted(paths.ROOT.glob("work/*/stimuli/manifest.json")):
+        other, facts = file.parents[1].name, read_manifest(file.parent)["facts"]
+        if other == profile.name or facts.get("root") != profile.data.root:
+            continue
+        data = profile.data.model_dump(mode="json", include=set(facts["data"]))
+        mine = as_json({"seed": profile.seed, "simulation": profile.simulation, "data": data})
+        if mine != {key: facts.get(key) for key in mine}:
+            held = f"{profile.data.root} holds what profile '{other}' simulated with other settings, and still needs"
+            return Row("data", "another's", f"{held}: give this profile a data.root of its own, or delete work/{other}")
+    return Row("data", "ok", "simulated by notebook 01")
 
 
 def _run_of(file: str) -> str:
@@ -421,21 +436,21 @@ def table_text(table: pd.DataFrame) -> str:
     return "\n".join(f"{item:<{widths[0]}}  {state:<{widths[1]}}  {detail}".rstrip() for item, state, detail in lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """The command: prints the table; status 1 if something that a run needs is not there."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Check that a run of a profile has what it needs.")
+    parser = argparse.ArgumentParser(prog=command, description="Check that a run of a profile has what it needs.")
     parser.add_argument("profile", help="paper, or a YAML file")
     parser.add_argument("--slurm", action="store_true", help="the jobs run elsewhere: do not look at GPUs here")
     given = parser.parse_args(arguments)
     try:
         profile = load_profile(given.profile)
     except (OSError, ValueError) as error:
-        sys.exit(f"{COMMAND}: {error}")
+        sys.exit(f"{command}: {error}")
     table = check(profile, given.slurm)
     print(table_text(table))
     wrong = faults(table)
     if wrong:
-        sys.exit(f"{COMMAND}: a run of '{profile.name}' needs more than is there: {', '.join(wrong)} (see the table)")
+        sys.exit(f"{command}: a run of '{profile.name}' needs more than is there: {', '.join(wrong)} (see the table)")
 
 
 if __name__ == "__main__":

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nfx.files import read_yaml
 
 PROFILES = Path(__file__).parent / "profiles"
 
-Positive = Annotated[int, Field(gt=0)]
+LARGEST = 2**63 - 1  # of the generators' seeds; a size or number beyond it is a slip
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # YAML writes tuples as lists; their items stay strict.
 Integers = Annotated[tuple[Positive, ...], Field(strict=False)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
+Solver = Literal["ddim", "dpm++", "unipc"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(_Section):
@@ -44,10 +48,12 @@ class Data(_Section):
 
     @model_validator(mode="after")
     def _validation_leaves_training(self) -> Data:
-        segments = set(range(1, self.train_segments + 1))
-        if not set(self.validation_segments) < segments:
+        if len({*self.subjects}) < len(self.subjects):
+            raise ValueError(f"data.subjects is {shown(list(self.subjects))}, expected each subject once")
+        held_out = set(self.validation_segments)  # positive, as are all
+        if max(held_out, default=0) > self.train_segments or len(held_out) >= self.train_segments:
             raise ValueError(
-                f"data.validation_segments is {list(self.validation_segments)}, expected some, not all, of the "
+                f"data.validation_segments is {shown(list(self.validation_segments))}, expected some, not all, of the "
                 f"training segments 1 to {self.train_segments}"
             )
         return self
@@ -122,6 +128,7 @@ class StageTwo(_Section):
 
 
 class Sampling(_Section):
+    solver: Solver
     steps: Positive
     guidance: Annotated[float, Field(ge=0)]
     batch_size: Positive
@@ -186,7 +193,8 @@ class Profile(_Section):
             raise ValueError(f"headline_row is {self.headline_row}, expected one of the rows {sorted(self.rows)}")
         if not set(self.averaged_subjects) <= set(subjects):
             raise ValueError(
-                f"averaged_subjects is {list(self.averaged_subjects)}, expected some of data.subjects, {subjects}"
+                f"averaged_subjects is {shown(list(self.averaged_subjects))}, expected some of data.subjects, "
+                f"{subjects}"
             )
         if self.simulated != (self.simulation is not None):
             raise ValueError(
@@ -233,10 +241,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise FileNotFoundError(
             f"no profile '{text}' (looked for {path}): expected one of {known}, or a path that ends in .yaml"
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected the sections of a profile")
     try:
@@ -251,16 +256,24 @@ def _sentence(path: Path, error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     value: Any = first["input"]
     if first["type"] == "extra_forbidden":
-        message = f"unknown key '{key}' (value {value!r}): check its spelling against nfx/profiles/demo.yaml"
+        message = f"unknown key '{key[:80]}' (value {shown(value)}): check its spelling against nfx/profiles/demo.yaml"
     elif first["type"] == "missing":
         message = f"key '{key}' is missing: see nfx/profiles/demo.yaml"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
     else:
         hint = " (YAML reads 1e-4 as text: write 1.0e-4)" if isinstance(value, str) and _is_number(value) else ""
-        message = f"'{key}' is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}{hint}"
+        message = f"'{key[:80]}' is {shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}{hint}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{path}: {message}{more}"
+
+
+def shown(value: Any) -> str:
+    """A value as in Python, cut where it is long or deep."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # of a number with thousands of digits
+        return f"{type(value).__name__} that is too long to show"
 
 
 def _is_number(text: str) -> bool:

@@ -26,7 +26,7 @@ import pandas as pd
 from nfx import __version__
 from nfx.evaluation.claims import DIRECTIONS, HOLDS, NOT_RUN, OPPOSITE, RULES, UNCLEAR, Claim, claims
 from nfx.evaluation.published import published
-from nfx.files import read_json, read_manifest, write_atomically
+from nfx.files import is_inside, read_json, read_manifest, read_yaml, write_atomically
 from nfx.paths import figures, work
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ def write_report(profile: Profile) -> Path:
     ValueError
         If a file is damaged, or a table has not the columns that a verdict needs.
     """
-    import yaml
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = figures(profile)
@@ -86,7 +85,7 @@ def write_report(profile: Profile) -> Path:
     inputs = _inputs(profile, folder, listings)
     tables = {path.relative_to(folder).with_suffix("").as_posix(): read_table(path)
               for path in inputs if path.suffix == ".csv"}  # fmt: skip
-    told = yaml.safe_load((TEMPLATES / "report.yaml").read_text(encoding="utf-8"))
+    told = read_yaml(TEMPLATES / "report.yaml")
     found = claims(tables, published(), profile.headline_row)
     words = DIRECTIONS if profile.simulated else {word: word for word in DIRECTIONS}
     names = told["columns"]
@@ -120,7 +119,11 @@ def write_report(profile: Profile) -> Path:
 def _listings(folder: Path) -> dict[Path, list[str]]:
     """Listing (`nfx.evaluation.tables.write_listing`) -> what a notebook has written, relative to the folder."""
     found = {path: read_json(path) for path in sorted(folder.glob("*.json"))}
-    return {path: obj["outputs"] for path, obj in found.items() if isinstance(obj, dict) and "outputs" in obj}
+    listings = {path: obj["outputs"] for path, obj in found.items() if isinstance(obj, dict) and "outputs" in obj}
+    for path, outputs in listings.items():
+        if not isinstance(outputs, list) or not all(isinstance(name, str) and is_inside(name) for name in outputs):
+            raise ValueError(f"{path} is no list of what a notebook wrote: {_again(path)}")
+    return listings
 
 
 def _inputs(profile: Profile, folder: Path, listings: Mapping[Path, Sequence[str]]) -> list[Path]:
@@ -274,11 +277,15 @@ def picture(path: Path) -> tuple[str, int, int]:
     """PNG as a data URI (WebP, at most `PICTURE_WIDTH` wide), and the width and height to show it at: half its own."""
     from PIL import Image
 
+    from nfx.data.stimuli import MOST_PIXELS
+
     try:
         with Image.open(path) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"it announces {opened.width} x {opened.height} pixels")
             opened.load()
             image = opened.convert("RGBA")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable picture ({error}): {_again(path)}") from error
     size = image.size
     flat = Image.new("RGB", size, "white")
@@ -293,14 +300,13 @@ def picture(path: Path) -> tuple[str, int, int]:
 
 def film(path: Path) -> tuple[str, int, int]:
     """An MP4 as a data URI, with its width and height."""
-    import av
+    from nfx.data.stimuli import opened
 
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            next(container.decode(stream))
+        with opened(path) as stream:
+            next(stream.container.decode(stream))
             size = stream.width, stream.height
-    except (av.FFmpegError, IndexError, StopIteration) as error:
+    except (ValueError, StopIteration) as error:
         raise ValueError(f"{path} is not a film that can be played ({error}): {_again(path)}") from error
     return _uri("video/mp4", path.read_bytes()), *size
 
@@ -329,10 +335,10 @@ def read_table(path: Path) -> pd.DataFrame:
         body = re.sub(r"\A(#[^\n]*\n)+", "", text)
         lines = list(csv.reader(io.StringIO(body), strict=True))
         widths = {len(line) for line in lines if line}
-        if len(widths) != 1 or not text.endswith("\n"):
+        if len(widths) != 1 or 0 in widths or not text.endswith("\n"):
             raise ValueError("it is empty" if not lines else f"lines of {sorted(widths)} fields, or a cut last line")
         table = pd.read_csv(io.StringIO(body), keep_default_na=False, na_values=[""])
-    except (ValueError, csv.Error) as error:  # pandas' and unicode's errors are ValueErrors
+    except (ValueError, OverflowError, csv.Error) as error:  # pandas' and unicode's errors are ValueErrors
         raise ValueError(f"{path} is not a whole table ({error}): {_again(path)}") from error
     first = table.columns[0]
     counted = str(first).startswith("Unnamed") and table[first].equals(pd.Series(range(len(table))))
@@ -460,17 +466,17 @@ def _word(value: object) -> str:
 # --- the command -----------------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """The command: writes the page and says where it is."""
     from nfx.profile import load_profile
 
-    parser = argparse.ArgumentParser(prog=COMMAND, description="One page with all figures, tables and films.")
+    parser = argparse.ArgumentParser(prog=command, description="One page with all figures, tables and films.")
     parser.add_argument("profile", nargs="?", default="demo", help="demo, paper, or a YAML file")
     given = parser.parse_args(arguments)
     try:
         path = write_report(load_profile(given.profile))
     except (OSError, ValueError) as error:
-        sys.exit(f"{COMMAND}: {error}")
+        sys.exit(f"{command}: {error}")
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -77,7 +77,7 @@ def figure_curves(table: pd.DataFrame, profile: Profile) -> Figure:
     for ax in axes[max(0, len(names) - columns) : len(names)]:
         ax.set_xlabel(AXES[kinds[0]])
         ax.tick_params(labelbottom=True)
-    fig.legend(handles=_legend(readers), loc="outside lower center", ncols=7)
+    fig.legend(handles=_legend(readers), loc="outside lower center", ncols=4)
     return fig
 
 

@@ -16,6 +16,7 @@ import argparse
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,13 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfx import paths
-from nfx.files import read_json, sha256, write_json
+from nfx.files import is_inside, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
 
 COMMAND = "python -m nfx.weights"
 MAIN = "main"
+_REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 def _weights(stem: str) -> tuple[str, ...]:
@@ -261,12 +263,19 @@ def _read() -> dict[str, Recorded]:
     if not path.is_file():
         return {}
     try:
-        return {
+        recorded = {
             repository: Recorded(
                 entry["asked"], entry["revision"], {file: File(**facts) for file, facts in entry["files"].items()}
             )
             for repository, entry in read_json(path).items()
         }
+        for repository, entry in recorded.items():
+            if not all(isinstance(text, str) for text in entry[:2]) or not _REVISION.fullmatch(entry.revision):
+                raise ValueError(f"the revision of {repository} is none")
+            for file, facts in entry.files.items():
+                if [type(fact) for fact in facts] != [int, str, int] or not is_inside(file):
+                    raise ValueError(f"the file {file} of {repository} is none")
+        return recorded
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a record of models: delete it, then run {COMMAND} paper") from error
 
@@ -359,7 +368,7 @@ def _plan(name: str, roles: Sequence[str], accept: bool) -> tuple[str, dict[str,
     revision = recorded.revision if recorded is not None else asked
     with _explained(repository, revision):
         if recorded is None:
-            revision = HfApi().model_info(repository, revision=asked).sha
+            revision = HfApi().model_info(repository, revision=asked).sha  # type: ignore[assignment]  # a commit, always
         tree = HfApi().list_repo_tree(repository, recursive=True, revision=revision)
         files = [entry for entry in tree if isinstance(entry, RepoFile)]
     patterns = [pattern for role in roles for pattern in FILES[role]]
@@ -503,7 +512,7 @@ def _sentence(error: BaseException, repository: str, revision: str) -> OSError:
         return PermissionError(f"the token was refused for {where} (401): set HF_TOKEN to a valid one, or unset it")
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         return _sentence(error.__cause__, repository, revision)  # no such file here, because of that
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return OSError(
             f"{repository} could not be written to {constants.HF_HUB_CACHE} ({os.strerror(error.errno)}): make room or "
             f"set HF_HOME to another folder, then run the command again; files that came whole are kept"

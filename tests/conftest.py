@@ -3,6 +3,13 @@
 import sys
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+# pytest --hypothesis-profile=long: many cases of what is random, without looking for the smallest that fails.
+settings.register_profile(
+    "long", max_examples=1000, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

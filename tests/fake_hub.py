@@ -1,11 +1,13 @@
-"""A model hub on this machine, for the tests of `nfx.weights`: the hub's protocol as far as its client uses it here.
+"""A model hub on this machine, for the tests of `nfx.weights` and `nfx.model_card`: the hub's protocol as far as its
+client uses it here.
 
 It can move a branch, send other bytes for the same commit, want a token, not know a repository, and break off in the
-middle of a file. Every request is written down.
+middle of a file. What is uploaded becomes a commit. Every request is written down.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -21,11 +23,12 @@ LARGE = ".safetensors"  # kept as Git LFS, as on the hub
 
 @dataclass
 class Repository:
-    """Files by commit, and the commit of each branch. `gated` is the token that may read it."""
+    """Files by commit, and the commit of each branch. `gated` is the token that may read or write it."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     gated: str | None = None
+    private: bool = False
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Put files on a branch; the new commit."""
@@ -45,6 +48,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)  # bytes of each file's content
     announced: dict[str, int] = field(default_factory=dict)  # sizes that the list claims in place of the true ones
+    uploaded: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, before they are committed
+    writer: str = "right"  # the token that may make repositories
 
     def add(self, name: str, files: Mapping[str, bytes]) -> Repository:
         self.repositories[name] = Repository()
@@ -84,6 +89,51 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_PUT(self) -> None:
+        self.hub.requests.append(f"PUT {self.path}")
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.uploaded[hashlib.sha256(content).hexdigest()] = content
+        self._json({})
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"POST {path}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization", "").removeprefix("Bearer ") != self.hub.writer:
+            return self._refuse(401, "")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            if name in self.hub.repositories:
+                return self._json({"url": f"{self.hub.endpoint}/{name}"}, 409)
+            self.hub.add(name, {}).private = asked.get("private", asked.get("visibility") == "private")
+            return self._json({"url": f"{self.hub.endpoint}/{name}"})
+        if batch := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            upload = {"upload": {"href": f"{self.hub.endpoint}/large/{batch[1]}"}}
+            objects = [{**wanted, "actions": upload} for wanted in json.loads(body)["objects"]]
+            return self._json({"transfer": "basic", "objects": objects})
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", path)
+        repository = self.hub.repositories.get(api[1]) if api else None
+        if repository is None:
+            return self._refuse(404, "RepoNotFound")
+        if api[2] == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(LARGE) else "regular" for name in names}
+            files = [{"path": name, "uploadMode": modes[name], "shouldIgnore": False, "oid": None} for name in names]
+            return self._json({"files": files})
+        added = {}
+        for line in map(json.loads, body.decode().splitlines()):
+            entry = line["value"]
+            if line["key"] == "file":
+                added[entry["path"]] = base64.b64decode(entry["content"])
+            elif line["key"] == "lfsFile":
+                added[entry["path"]] = self.hub.uploaded[entry["oid"]]
+        commit = repository.commit({**repository.commits[repository.branches["main"]], **added})
+        address = f"{self.hub.endpoint}/{api[1]}/commit/{commit}"
+        return self._json({"success": True, "commitOid": commit, "commitUrl": address, "hookOutput": ""})
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -146,9 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.sent[file] = self.hub.sent.get(file, 0) + len(rest)
         self.wfile.write(rest)
 
-    def _json(self, content: object) -> None:
+    def _json(self, content: object, status: int = 200) -> None:
         body = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

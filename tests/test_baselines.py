@@ -137,6 +137,15 @@ def test_baselines_that_are_there_come_in_the_order_of_the_papers(ready):
     assert set(baselines.TITLES) == set(baselines.NAMES)
 
 
+def test_a_baseline_of_earlier_recordings_is_left_out_with_a_warning(ready):
+    decoded_by(ready)
+    folder = paths.work(ready.profile, "subject1")
+    arrays = {name: np.array(array) for name, array in load_arrays(folder).items()}
+    save_arrays(folder, arrays | {"test_fmri": arrays["test_fmri"] + 1}, {})
+    with pytest.warns(UserWarning, match="subject 1's recordings are newer than these: wen2018"):
+        assert baselines.decoded(ready.profile, 1) == {}
+
+
 @pytest.mark.parametrize("damage", ["scores.csv", "test_decoded.npy", "missing"])
 def test_a_damaged_baseline_is_an_error_that_names_the_command(ready, damage):
     folder = decoded_by(ready)

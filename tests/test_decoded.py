@@ -233,6 +233,30 @@ def test_the_autoencoder_s_ceiling_is_its_reconstruction(profile):
     assert np.abs(run.test.decoded[3].astype(int) - expected).max() <= 1
 
 
+def with_solver(profile, solver):
+    return profile.model_copy(update={"sampling": profile.sampling.model_copy(update={"solver": solver})})
+
+
+def test_facts_of_ddim_are_what_they_were_before_there_were_other_solvers(profile):
+    """So that clips which were decoded then stay valid."""
+    assert decoded.sampling_facts(profile).keys() == {"steps", "guidance", "seed", "code"}
+    fast = decoded.sampling_facts(with_solver(profile, "dpm++"))
+    assert fast.items() > decoded.sampling_facts(profile).items() and fast["solver"] == "dpm++"
+    assert fast != decoded.sampling_facts(with_solver(profile, "unipc"))
+
+
+def test_the_profile_s_solver_decodes_clip_by_clip_and_in_one_video(profile):
+    decoded.decode_run(profile, 1, 10)
+    ddim = np.array(decoded.load_run(profile, 1, 10).test.decoded)
+    fast = with_solver(profile, "unipc")
+    decoded.decode_run(fast, 1, 10)
+    run = decoded.load_run(fast, 1, 10)
+    assert np.abs(run.test.decoded.astype(int) - ddim).max() > 1
+    videos, before = (decoded.decode_segment(p, 1, 10, clips=2) for p in (fast, profile))
+    assert np.abs(videos["clip by clip"].astype(int) - np.concatenate(run.test.decoded[:2])).max() <= 1
+    assert np.abs(videos["one video"].astype(int) - before["one video"]).max() > 1
+
+
 def test_a_missing_decoder_names_the_notebook(profile):
     with pytest.raises(FileNotFoundError, match="03_diffusion_fine_tuning"):
         decoded.decode_run(profile, 1, 8)

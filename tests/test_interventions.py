@@ -280,11 +280,13 @@ def test_a_finished_control_is_reused_and_one_of_other_recordings_is_not(profile
     assert "reused" not in capsys.readouterr().out
 
 
-def test_clips_of_an_earlier_decoder_are_refused(profile):
+def test_clips_of_an_earlier_decoder_are_refused_and_left_out_with_a_warning(profile):
     interventions.decode(profile, "shuffled", 1)
     stage_two(profile, 1, 10)
     with pytest.raises(ValueError, match="earlier decoder than there is now: run python -m"):
         interventions.load(profile, "shuffled", 1)
+    with pytest.warns(UserWarning, match="decoder is newer than these: shuffled. ./run_all.sh evidence"):
+        assert interventions.decoded(profile, 1) == {}
 
 
 def test_names_and_missing_controls_are_told(profile, capsys):

@@ -15,6 +15,7 @@ from helpers_dataset import write_dataset
 from tiny_diffusion import stable_diffusion
 
 from nfx import paths, preflight, weights
+from nfx.files import save_arrays
 from nfx.preflight import Sizes, check, faults
 from nfx.profile import load_profile
 
@@ -305,3 +306,18 @@ def test_a_run_goes_on_after_the_check(script):
 def test_the_demo_brings_all_it_needs(script, arguments):
     run = script(*arguments, status=1)
     assert run.called == ["snakemake"] and run.status == 0, run.output
+
+
+def test_data_that_another_profile_simulated_are_not_replaced(root):
+    """Two profiles of one data.root with other settings: the truth that one is scored by would be the other's."""
+    demo = load_profile("demo")
+    facts = {"root": demo.data.root, "seed": demo.seed, "simulation": demo.simulation, "data": {"train_segments": 18}}
+    save_arrays(paths.work(demo, "stimuli"), {}, facts)
+    mine = demo.model_copy(update={"name": "mine"})
+    assert preflight.simulated_data(demo).state == preflight.simulated_data(mine).state == "ok"  # one data set for both
+    assert preflight.simulated_data(changed(mine, data={"alpha": 0.05})).state == "ok"
+    assert preflight.simulated_data(demo.model_copy(update={"seed": 1})).state == "ok"  # its own, made anew
+    for other in (mine.model_copy(update={"seed": 1}), changed(mine, data={"train_segments": 3, "root": "data/demo"})):
+        row = preflight.simulated_data(other)
+        assert row.state in preflight.FAULTS and "'demo'" in row.detail and "data.root of its own" in row.detail
+        assert preflight.simulated_data(changed(other, data={"root": "data/mine"})).state == "ok"

@@ -101,6 +101,7 @@ def test_an_unknown_profile_lists_those_there_are():
         ("stage_one.learning_rate", "1e-4", r"'1e-4'.*write 1\.0e-4"),
         ("stage_one.learning_rate", 0.0, r"'stage_one\.learning_rate' is 0\.0"),
         ("stage_two.condition_dropout", 1.5, r"'stage_two\.condition_dropout' is 1\.5"),
+        ("sampling.solver", "euler", r"'sampling\.solver' is 'euler': input should be 'ddim', 'dpm\+\+' or 'unipc'"),
         ("training.precision", False, r"'training\.precision' is False: input should be 'no' or 'bf16'"),
         ("data.validation_segments", [18, 19], r"validation_segments is \[18, 19\].*training segments 1 to 18"),
         ("data.validation_segments", list(range(1, 19)), "some, not all"),

@@ -47,7 +47,7 @@ def test_every_constraint_is_one_exact_public_version():
     assert names == sorted(names)
 
 
-@pytest.mark.parametrize("extra", [None, "dev", "browser", "slurm"])
+@pytest.mark.parametrize("extra", [None, "dev", "docs", "browser", "slurm"])
 def test_every_dependency_is_pinned_once_and_in_one_place(extra):
     pinned = {canonical(line.split("==")[0]) for line in CONSTRAINTS}
     names = declared(extra)
@@ -90,6 +90,20 @@ def test_environment_names_nothing_of_its_own():
     environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
     assert environment["name"] == "nfx"
     assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-c constraints.txt", "-e .[dev]"]}]
+
+
+def test_the_conda_environment_is_the_tested_one():
+    """No solver and no channel is at hand here: what conda makes is Python alone, and pip does the rest as in .venv."""
+    environment = yaml.safe_load((paths.ROOT / "environment.yml").read_text())
+    python, _, packages = environment["dependencies"]
+    assert environment["channels"] == ["conda-forge"]
+    assert SpecifierSet(PROJECT["project"]["requires-python"]).contains(python.split("=")[1])
+    (constraints, project) = packages["pip"]
+    assert (paths.ROOT / constraints.removeprefix("-c ")).is_file()
+    assert project.split("[")[1].rstrip("]") in PROJECT["project"]["optional-dependencies"]
+    script = (paths.ROOT / "run_all.sh").read_text()
+    in_script = re.search(r"pip install --quiet (-c \S+) (-e) '(\S+)'", script).groups()
+    assert " ".join(in_script) == f"{constraints} {project}", "both ways install the same"
 
 
 def test_torchvision_stays_out():

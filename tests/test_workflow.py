@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 
 from nfx import paths
+from nfx.doctor import last_failure
 
 NOTEBOOKS = (
     "01_data_preparation",
@@ -44,6 +46,7 @@ echo "$2 ${@:3:2}" >> calls
 case $2 in
   nfx.baselines) folder="baselines/$3_subject$4" ;;
   nfx.evaluation.interventions) folder="controls/$3_subject$4" ;;
+  nfx.evaluation.solver_study) folder="solvers/subject$3" ;;
   *) exit ;;
 esac
 mkdir -p "work/demo/$folder"; echo '{}' > "work/demo/$folder/manifest.json"
@@ -145,9 +148,10 @@ def test_the_evidence_comes_before_the_figures_and_is_not_forgotten(pipeline):
     counts = jobs(engine("evidence", "evidence=true", "--dry-run"))
     assert counts["baseline"] == 4 * 3
     assert counts["control"] == 4 * 3 + 4  # what is trained anew, of the first subject alone
+    assert counts["solvers"] == 1
     engine("evidence", "evidence=true")
     done = calls(folder)
-    assert done[-2:] == ["04_evaluation subject_row", "nfx.report demo"] and len(done) == 12 + 16 + 2
+    assert done[-2:] == ["04_evaluation subject_row", "nfx.report demo"] and len(done) == 12 + 16 + 1 + 2
     assert "nfx.baselines chen2023 3" in done and "nfx.evaluation.interventions lag_-2 1" in done
     assert "Nothing to be done" in engine()  # the figures with the evidence stay
     shutil.rmtree(folder / "work/demo/controls/shuffled_subject2")
@@ -159,6 +163,29 @@ def test_the_evidence_comes_before_the_figures_and_is_not_forgotten(pipeline):
 def test_the_paper_has_the_same_jobs(pipeline):
     _, engine = pipeline
     assert jobs(engine("--dry-run", profile="paper"))["total"] == 33
+
+
+@pytest.mark.slow
+def test_a_failing_notebook_leaves_its_traceback_and_its_log(pipeline):
+    folder, engine = pipeline
+    (folder / "bin" / "papermill").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m papermill "$@"\n')  # the real one
+    code = ["profile: str = 'x'", "print('before')", "raise ValueError('the voxels are gone')", "print('after')"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "notebooks" / "01_data_preparation.ipynb")
+    output = engine("--retries", "0", expected=1)
+    executed = folder / "work" / "demo" / "executed"
+    log = (executed / "01_data_preparation.log").read_text()
+    assert "before" in log and "Traceback" in log and "ValueError: the voxels are gone" in log
+    saved = nbformat.read(executed / "01_data_preparation.ipynb", as_version=4)
+    outputs = {cell.source: cell.outputs for cell in saved.cells if cell.cell_type == "code"}
+    (error,) = outputs[code[2]]
+    assert (error.output_type, error.ename, error.evalue) == ("error", "ValueError", "the voxels are gone")
+    assert error.traceback and outputs[code[1]][0].text == "before\n" and not outputs[code[3]]
+    assert "the end of work/demo/executed/01_data_preparation.log" in output and "the voxels are gone" in output
+    failed, lines = last_failure(executed)
+    assert failed.item == "01_data_preparation" and any("the voxels are gone" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ FUSIFORM = ("FFC",)
 BODY_AREA = ("FST", "MST", "V4t", "MT", "LO3", "PH", "TPOJ2", "TPOJ3")
 
 
-def network_means(values: np.ndarray, network: Sequence[str], names: Sequence[str] = NETWORKS) -> pd.DataFrame:
+def network_means(values: np.ndarray, network: np.ndarray, names: Sequence[str] = NETWORKS) -> pd.DataFrame:
     """Mean over the voxels of each network.
 
     Parameters
@@ -36,7 +36,7 @@ def network_means(values: np.ndarray, network: Sequence[str], names: Sequence[st
     return pd.DataFrame({name: x.mean(axis=1) if x.shape[1] else np.full(len(x), np.nan) for name, x in means.items()})
 
 
-def in_region(parcel: Sequence[str], region: Sequence[str]) -> np.ndarray:
+def in_region(parcel: np.ndarray, region: Sequence[str]) -> np.ndarray:
     """Whether a voxel lies in one of the region's parcels, in either hemisphere: bool (voxels,).
 
     Parameters
@@ -48,7 +48,7 @@ def in_region(parcel: Sequence[str], region: Sequence[str]) -> np.ndarray:
 
 
 def category_contrast(
-    values: np.ndarray, region: np.ndarray, category: Sequence[str], first: str, second: str
+    values: np.ndarray, region: np.ndarray, category: np.ndarray, first: str, second: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """A region's mean attention, clip by clip, for the clips of two categories (Figure 6d).
 

@@ -72,7 +72,7 @@ def decode(profile: Profile, name: str, subject: int) -> Path:
     numbers = len(data.train.clip) + len(data.validation.clip) + clip  # that noise is drawn from, as in `decode_run`
     facts = {
         "model": files.identity(module.train(profile, subject)),
-        "fmri": files.identity(paths.work(profile, f"subject{subject}"), "test_fmri", "test_segment"),
+        "fmri": _fmri(profile, subject),
         "clips": clip,
         "baseline": files.source_digest(*module.CODE),
         # Not all baselines depend on these; decoding anew is cheap.
@@ -106,7 +106,7 @@ def load(profile: Profile, name: str, subject: int) -> DecodedRun:
     facts = files.read_manifest(folder)["facts"]
     if "scoring" not in facts:
         raise FileNotFoundError(f"the clips in {folder} are decoded but not scored: {remedy}")
-    if not files.finished(folder, facts):
+    if not files.holds(folder, facts):
         raise ValueError(f"a file in {folder} is missing or damaged: {remedy}")
     return load_decoded(profile, folder)
 
@@ -114,7 +114,22 @@ def load(profile: Profile, name: str, subject: int) -> DecodedRun:
 def decoded(profile: Profile, subject: int) -> dict[str, DecodedRun]:
     """Title ("after Wen 2018") -> `load` of the baselines that have decoded, in the order of `NAMES`.
 
-    One that was never run, or is still training, is left out; one that is damaged is an error.
+    One that was never run, or is still training, is left out; so is, with a warning, one of earlier recordings. One
+    that is damaged is an error.
     """
+    from nfx.evaluation.decoded import warn_of_outdated
+
     there = [name for name in NAMES if (baseline_folder(profile, name, subject) / files.MANIFEST).is_file()]
-    return {TITLES[name]: load(profile, name, subject) for name in there}
+    runs = {name: load(profile, name, subject) for name in there}
+    outdated = [name for name in runs if _is_outdated(profile, name, subject)]
+    warn_of_outdated(outdated, f"subject {subject}'s recordings are newer")
+    return {TITLES[name]: run for name, run in runs.items() if name not in outdated}
+
+
+def _is_outdated(profile: Profile, name: str, subject: int) -> bool:
+    decoded_from = files.read_manifest(baseline_folder(profile, name, subject))["facts"]["decoding"]["fmri"]
+    return decoded_from != _fmri(profile, subject)
+
+
+def _fmri(profile: Profile, subject: int) -> str:
+    return files.identity(paths.work(profile, f"subject{subject}"), "test_fmri", "test_segment")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
-from nibabel.cifti2 import BrainModelAxis, Cifti2Image, SeriesAxis
+from nibabel import Nifti2Image
+from nibabel.cifti2 import BrainModelAxis, Cifti2Header, SeriesAxis
+from nibabel.cifti2.parse_cifti2 import Cifti2Extension, _Cifti2AsNiftiImage
+
+LARGEST_EXPONENT = 24  # of ten, in the time step: a yoctosecond
 
 
 class Cifti(NamedTuple):
@@ -53,38 +58,74 @@ def read_cifti(path: str | Path) -> Cifti:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a CIFTI time series (.dtseries.nii)")
     try:
-        image = nibabel.load(path)
-    except Exception as error:  # nibabel raises many kinds for a damaged header
-        raise ValueError(f"{path} cannot be read as CIFTI ({_line(error)}); fetch or make it again") from error
-    if not isinstance(image, Cifti2Image):
-        kind = type(image).__name__
-        raise ValueError(f"{path} is not CIFTI but {kind}; expected a dense time series (.dtseries.nii)")
-    series, brain = _axes(image, path)
-    try:
+        image, header = _opened(path)
+        size, shape = path.stat().st_size, image.shape[4:]
+        needed = image.dataobj.offset + math.prod(shape) * image.dataobj.dtype.itemsize
+        if min(shape, default=0) < 1 or size < needed:
+            raise ValueError(f"it has {size} bytes, and its header announces {needed} for data of shape {shape}")
+        series, brain = checked_axes(header, shape)
         # One conversion to float32 in memory: the file may be memory-mapped, scaled or of the other byte order.
-        data = np.array(image.dataobj, dtype=np.float32)
-    except Exception as error:
+        data = np.array(image.dataobj, dtype=np.float32).reshape(len(series), len(brain))
+    except Exception as error:  # nibabel raises many kinds for a damaged header
         raise ValueError(
-            f"{path} is cut short or damaged: {len(series)} volumes of {len(brain)} grayordinates are announced, "
-            f"but its data cannot be read ({_line(error)}); fetch or make it again"
+            f"{path} is not CIFTI, or is damaged ({_line(error)}); expected a dense time series (.dtseries.nii): fetch "
+            "or make it again"
         ) from error
-    if data.shape != (len(series), len(brain)):
-        raise ValueError(f"{path} holds data of shape {data.shape}, its header says {(len(series), len(brain))}")
     bad = data.size - int(np.count_nonzero(np.isfinite(data)))
     if bad:
         raise ValueError(f"{path} holds {bad} values that are NaN or infinite; expected finite BOLD values")
     return Cifti(data, np.asarray(brain.name, dtype=str), np.asarray(brain.vertex, dtype=np.int64))
 
 
-def _line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split())
+def time_step(path: str | Path) -> float | None:
+    """Seconds between volumes by a recording's header; None if it does not say.
+
+    Raises
+    ------
+    ValueError
+        If the header cannot be read.
+    """
+    try:
+        series = _opened(Path(path))[1].get_index_map(0)
+        if series.indices_map_to_data_type != "CIFTI_INDEX_TYPE_SERIES" or series.series_unit != "SECOND":
+            return None
+        return float(series.series_step * 10.0**series.series_exponent)
+    except Exception as error:  # nibabel raises many kinds for a damaged header
+        raise ValueError(f"{path} is not CIFTI, or its header is damaged ({_line(error)}); make it again") from error
 
 
-def _axes(image: Cifti2Image, path: Path) -> tuple[SeriesAxis, BrainModelAxis]:
-    """The time axis and the brain-model axis of a dense time series."""
-    axes = [image.header.get_axis(index) for index in range(image.ndim)]
+def _opened(path: Path) -> tuple[Nifti2Image, Cifti2Header]:
+    """A recording as nibabel itself opens it first. `nibabel.load` goes on to compute the axes, of whatever size."""
+    image = _Cifti2AsNiftiImage.from_filename(path)
+    headers = [part.get_content() for part in image.header.extensions if isinstance(part, Cifti2Extension)]
+    if not headers or image.shape[:4] != (1, 1, 1, 1):
+        raise ValueError(f"there is no CIFTI header, or data have the shape {image.shape}")
+    return image, headers[0]
+
+
+def checked_axes(header: Cifti2Header, shape: Sequence[int]) -> tuple[SeriesAxis, BrainModelAxis]:
+    """The time axis and the brain-model axis of a dense time series of this shape.
+
+    Raises
+    ------
+    ValueError
+        If the axes are others, or the header claims places or powers of ten that would take memory or hours. nibabel
+        raises many other kinds for a damaged one.
+    """
+    for index, length in enumerate(shape):
+        along = header.get_index_map(index)
+        counts = [model.index_count for model in along.brain_models]
+        if counts and (min(counts) < 0 or sum(counts) != length):
+            raise ValueError(f"it has {length} columns, and places for {sum(counts)}")
+        if abs(along.series_exponent or 0) > LARGEST_EXPONENT:
+            raise ValueError(f"the time step has the exponent {along.series_exponent}")
+    axes = [header.get_axis(index) for index in range(len(shape))]
     if len(axes) != 2 or not isinstance(axes[0], SeriesAxis) or not isinstance(axes[1], BrainModelAxis):
         found = ", ".join(type(axis).__name__ for axis in axes)
-        raise ValueError(f"{path} has the axes ({found}); expected a dense time series (SeriesAxis, BrainModelAxis)")
+        raise ValueError(f"axes ({found}), expected (SeriesAxis, BrainModelAxis)")
     return axes[0], axes[1]
+
+
+def _line(error: Exception) -> str:
+    """An error's message on one line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

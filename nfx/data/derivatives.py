@@ -16,32 +16,45 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nfx import paths
+from nfx.data.cifti import time_step
 from nfx.data.dataset import Run, natural_sort
 from nfx.data.stimuli import CLIP_SECONDS, LENGTH_TOLERANCE
+from nfx.files import is_inside, read_yaml
+from nfx.profile import shown as as_shown
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
 
 HELP = "see docs/other_data.md"
 EVENTS = "_events.tsv"
+LONGEST_STEP = 1000.0  # s between volumes; what is longer is in milliseconds
 NOT_GIVEN = ("", "n/a")  # BIDS writes n/a where a table has no value
 
-Name = Annotated[str, Field(min_length=1)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")]
+
+def _below(film: str) -> str:
+    if not is_inside(film):
+        raise ValueError(f"the film {as_shown(film)} does not lie below 'stimuli'; expected a path such as part1.mp4")
+    return film
+
+
+LONGEST_NAME = 250  # characters; file names have at most 255 bytes
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$", max_length=LONGEST_NAME)]
+Suffix = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$", max_length=LONGEST_NAME)]  # a part of a file name
+Below = Annotated[Name, AfterValidator(_below)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Film(_Section):
     """A segment: its file below `stimuli`, and its name in the events; written as one text where they are the same."""
 
-    film: Name
+    film: Below
     event: Name
 
     @model_validator(mode="before")
@@ -60,7 +73,7 @@ class Recordings(_Section):
     bids: Name
     stimuli: Name
     task: Label
-    suffix: Name
+    suffix: Suffix
     subjects: dict[int, Label]
     train: Films
     test: Films
@@ -99,10 +112,7 @@ def load_recordings(profile: Profile) -> Recordings:
     path = paths.ROOT / str(profile.data.recordings)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; data.recordings names a YAML file ({HELP}), or is null")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, expected the keys of a description; {HELP}")
     try:
@@ -240,12 +250,15 @@ def _recording(recordings: Recordings, events: Path) -> Path:
 
 def _films_shown(file: Path, recordings: Recordings, names: dict[str, str]) -> list[_Event]:
     """The rows of an events file that show a film, by onset; other rows must be known as such."""
-    with open(file, encoding="utf-8-sig", newline="") as text:
-        rows = list(csv.DictReader(text, delimiter="\t", restval=""))
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            rows = list(csv.DictReader(text, delimiter="\t", restval=""))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no table of events ({error}); expected text, tabs between columns") from error
     columns = list(rows[0]) if rows else []
     for column in ("onset", "duration", recordings.events_column):
         if rows and column not in columns:
-            raise ValueError(f"{file} has no column '{column}'; it has {columns}")
+            raise ValueError(f"{file} has no column '{column}'; it has {as_shown(columns)}")
     shown = []
     for number, row in enumerate(rows, 2):
         film = row[recordings.events_column].strip()
@@ -253,12 +266,12 @@ def _films_shown(file: Path, recordings: Recordings, names: dict[str, str]) -> l
             continue
         if film not in names:
             raise ValueError(
-                f"{file}, line {number}: '{film}' in the column {recordings.events_column} is no film of "
-                f"{sorted(names)}; correct it, or list it in other_events if it is none"
+                f"{file}, line {number}: {as_shown(film)} in the column {recordings.events_column} is no film of "
+                f"{as_shown(sorted(names))}; correct it, or list it in other_events if it is none"
             )
         onset = _seconds(row["onset"], "onset", file, number)
         if onset is None:
-            raise ValueError(f"{file}, line {number}: onset is '{row['onset']}', expected seconds")
+            raise ValueError(f"{file}, line {number}: onset is {as_shown(row['onset'])}, expected seconds")
         shown.append(_Event(onset, film, _seconds(row["duration"], "duration", file, number)))
     return sorted(shown, key=lambda event: event.onset)
 
@@ -272,7 +285,7 @@ def _seconds(text: str, column: str, file: Path, line: int) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{file}, line {line}: {column} is '{text}', expected seconds")
+        raise ValueError(f"{file}, line {line}: {column} is {as_shown(text)}, expected seconds")
     return value
 
 
@@ -283,32 +296,20 @@ def _repetition_time(path: Path) -> float | None:
         if sidecar.is_file():
             try:
                 value = json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime")
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError, RecursionError) as error:
                 raise ValueError(f"{sidecar} is not a JSON object; expected one with RepetitionTime") from error
             if value is not None:
                 return _positive(value, sidecar)
-    return _positive(_header_step(path), path) if path.is_file() else None
+    return _positive(time_step(path), path) if path.is_file() else None
 
 
 def _positive(value: Any, path: Path) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < LONGEST_STEP:
         raise ValueError(
-            f"{path} gives no repetition time ({value}); expected RepetitionTime in seconds in "
+            f"{path} gives no repetition time ({as_shown(value)}); expected RepetitionTime in seconds in "
             f"{path.name.removesuffix('.json').removesuffix('.dtseries.nii').removesuffix('.dtseries')}.json"
         )
     return float(value)
-
-
-def _header_step(path: Path) -> float | None:
-    """Seconds between volumes by a recording's header; None if it does not say."""
-    import nibabel
-    from nibabel.cifti2 import SeriesAxis
-
-    try:
-        axis = nibabel.load(path).header.get_axis(0)
-    except Exception as error:  # nibabel raises many kinds for a damaged header
-        raise ValueError(f"{path} cannot be read as CIFTI ({' '.join(str(error).split())})") from error
-    return float(axis.step) if isinstance(axis, SeriesAxis) and axis.unit == "SECOND" else None
 
 
 def _sentence(error: ValidationError) -> str:
@@ -316,10 +317,10 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     key, value = ".".join(str(part) for part in first["loc"]), first["input"]
     if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}' (value {value!r}); {HELP}"
+        return f"unknown key '{key[:80]}' (value {as_shown(value)}); {HELP}"
     if first["type"] == "missing":
         return f"key '{key}' is missing; {HELP}"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     hint = "; write labels in quotation marks, without sub-" if key.startswith("subjects") else ""
-    return f"'{key}' is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}{hint}"
+    return f"'{key[:80]}' is {as_shown(value)}: {first['msg'][0].lower()}{first['msg'][1:]}{hint}"

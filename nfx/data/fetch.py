@@ -24,6 +24,7 @@ import sys
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from nfx.files import read_json, sha256, write_atomically, write_json
+from nfx.files import is_inside, read_json, sha256, write_atomically, write_json
 
 SOURCES: Mapping[str, str] = {
     "stimuli": "https://purr.purdue.edu/publications/2808/serve/1?render=archive",  # doi:10.4231/R71Z42KK
@@ -141,9 +142,18 @@ def _recorded(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return read_json(path)
+        record = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON; delete it, then its parts are fetched again") from error
+    parts = record.values() if isinstance(record, dict) else [None]
+    files = [part.get("files") if isinstance(part, dict) else None for part in parts]
+    if not all(isinstance(listed, dict) and all(map(_is_entry, listed, listed.values())) for listed in files):
+        raise ValueError(f"{path} is not a record of fetched parts; delete it, then its parts are fetched again")
+    return record
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    return is_inside(name) and isinstance(entry, dict) and type(entry.get("bytes")) is int
 
 
 def _record(folder: Path, part: str, entry: Mapping[str, Any] | None) -> None:
@@ -350,7 +360,7 @@ class _Stretch(io.RawIOBase):
         self._position = position
         return position
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         self._file.seek(self._start + self._position)
         data = self._file.read(max(0, min(len(buffer), self._size - self._position)))
         buffer[: len(data)] = data
@@ -391,7 +401,12 @@ def unpack(archive: Path, folder: Path, part: str) -> dict[str, dict[str, Any]]:
             require_space(folder, sum(member.file_size for member in members), f"what is unpacked of {part}")
             bar = tqdm(members, desc=f"{part}, unpacking", unit="file", leave=False, mininterval=1)
             return {member.filename: _extract(bundle, member, folder / member.filename) for member in bar}
-    except _DAMAGED as error:
+    except NotEnoughSpace:
+        raise
+    except (*_DAMAGED, OSError) as error:
+        # Errors of the disk have other numbers: bz2's complaints none, and a negative place in a cut archive this one.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         # Kept, since a download of hours may be worth a look; out of the way, since no later run may trust it.
         refused = archive.with_name(f"{archive.name}.refused")
         os.replace(archive, refused)
@@ -439,10 +454,17 @@ def _members(bundle: zipfile.ZipFile, part: str) -> list[zipfile.ZipInfo]:
             raise ValueError(f"its member '{member.filename}' leads out of the folder")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ValueError(f"its member '{member.filename}' is a link")
+    names = Counter(member.filename for member in bundle.infolist())
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"its member '{twice[0][:80]}' comes twice")
     # A recording with another separator before 'Atlas' is unpacked too: nfx.data.inspection names it.
     inside = r"[^/.][^/]*\.mp4" if part == "stimuli" else r"fmri/[^/]+/cifti/[^/.][^/]*Atlas\.dtseries\.nii"
     wanted = re.compile(f"{DATA_SET}/{re.escape(part)}/{inside}")
     members = [member for member in bundle.infolist() if wanted.fullmatch(member.filename)]
+    for member in members:
+        if not is_inside(member.filename):
+            raise ValueError(f"its member '{member.filename[:80]}' has a name that no file can have")
     if not members:
         kind = "film" if part == "stimuli" else "recording (cifti/*_Atlas.dtseries.nii)"
         raise ValueError(f"it holds no {kind} in {DATA_SET}/{part}")

@@ -18,16 +18,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import nibabel
 import numpy as np
 import pandas as pd
-from nibabel.cifti2 import BrainModelAxis, SeriesAxis
 from nibabel.cifti2.parse_cifti2 import Cifti2Parser
 from tqdm import tqdm
 
+from nfx.data.cifti import checked_axes
 from nfx.data.cleaning import FIRST_DROPPED, LAST_DROPPED
-from nfx.data.stimuli import CLIP_SECONDS, FRAME_RATE, LENGTH_TOLERANCE, RATE_TOLERANCE
+from nfx.data.stimuli import CLIP_SECONDS, FRAME_RATE, LENGTH_TOLERANCE, RATE_TOLERANCE, opened
 
 DATA_SET = "video_fmri_dataset"
 STATES = ("present", "late", "missing", "truncated", "misnamed", "damaged", "unexpected")
@@ -170,13 +169,10 @@ def check_film(path: Path, seconds: float) -> Finding:
     if end > size:
         return Finding("truncated", f"{size} bytes, but its header says {end}")
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return Finding("damaged", "no video stream")
-            stream = container.streams.video[0]
+        with opened(path) as stream:
             rate = float(stream.average_rate or 0)
-            lasts = float(stream.duration * stream.time_base) if stream.duration else 0.0
-    except (av.FFmpegError, OSError) as error:
+            lasts = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    except (ValueError, OSError) as error:
         return Finding("truncated", f"cannot be opened ({_line(error)})")
     if lasts < seconds - LENGTH_TOLERANCE:
         return Finding("truncated", f"lasts {lasts:.2f} s, {seconds:g} s were expected")
@@ -224,12 +220,13 @@ def check_recording(path: Path, volumes: int) -> Finding:
         if size < needed:
             return Finding("truncated", f"{size} bytes, but its header says {needed}")
         extension = file.read(max(0, offset - HEADER_BYTES))
-    xml = re.search(rb"<CIFTI.*</CIFTI>", extension, re.DOTALL)
-    if xml is None:
+    first, last = extension.find(b"<CIFTI"), extension.rfind(b"</CIFTI>")
+    if not 0 <= first < last:
         return Finding("damaged", "no CIFTI header")
     try:
         # Metadata differ between runs (they name files); the axes hardly do, and need not be parsed 86 times.
-        points, brain, grayordinates = _axes(re.sub(rb"<MetaData>.*?</MetaData>", b"", xml[0], flags=re.DOTALL))
+        xml = _without_metadata(extension[first : last + len(b"</CIFTI>")])
+        points, brain, grayordinates = _axes(xml, shape[4:])
     except Exception as error:  # as above
         return Finding("damaged", f"its CIFTI header cannot be read ({_line(error)})")
     if shape[4:] != (points, grayordinates):
@@ -240,16 +237,21 @@ def check_recording(path: Path, volumes: int) -> Finding:
     return Finding("present", brain=brain)
 
 
+def _without_metadata(xml: bytes) -> bytes:
+    """Without regular expressions, which of many tags that are never closed would look for the end of each."""
+    kept, end = [], 0
+    while (start := xml.find(b"<MetaData>", end)) >= 0 and (close := xml.find(b"</MetaData>", start)) >= 0:
+        kept.append(xml[end:start])
+        end = close + len(b"</MetaData>")
+    return b"".join([*kept, xml[end:]])
+
+
 @lru_cache(maxsize=8)
-def _axes(xml: bytes) -> tuple[int, str, int]:
-    """Volumes, a digest of the grayordinates, and their number."""
+def _axes(xml: bytes, shape: tuple[int, ...]) -> tuple[int, str, int]:
+    """Volumes, a digest of the grayordinates, and their number, for data of this shape."""
     parser = Cifti2Parser()
     parser.parse(string=xml)
-    axes = [parser.header.get_axis(index) for index in sorted(parser.header.mapped_indices)]
-    if len(axes) != 2 or not isinstance(axes[0], SeriesAxis) or not isinstance(axes[1], BrainModelAxis):
-        found = ", ".join(type(axis).__name__ for axis in axes)
-        raise ValueError(f"axes ({found}), expected (SeriesAxis, BrainModelAxis)")
-    series, brain = axes
+    series, brain = checked_axes(parser.header, shape)
     for side in ("LEFT", "RIGHT"):
         if (count := brain.nvertices.get(f"CIFTI_STRUCTURE_CORTEX_{side}")) != SURFACE_VERTICES:
             raise ValueError(f"{side.lower()} cortex of {count or 0} vertices, expected fsLR-32k ({SURFACE_VERTICES})")

@@ -2,8 +2,9 @@
 
 A folder under work/ that is being prepared has a hidden folder `.pieces/<digest>`, whose name stands for the facts and
 the code that the pieces were made with. A piece is a whole `.npy` file (moved into place when it is on disk), whose
-name stands for what it was made from: paths, sizes and times of its input files. So nothing stale or half-written is
-ever taken up again. Pieces need as much disk as the arrays they become, until `discard` removes them at the end.
+name stands for what it was made from: paths, sizes and times of its input files; beside it stands its sha256. So
+nothing stale, half-written or damaged is ever taken up again. Pieces need as much disk as the arrays they become, until
+`discard` removes them at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from nfx.files import as_json, source_digest, write_atomically
+from nfx.files import as_json, read_json, sha256, source_digest, write_atomically, write_json
 
 FOLDER = ".pieces"
 COPIED_AT_ONCE = 1 << 20  # bytes
@@ -50,6 +51,7 @@ def keep(pieces: Path, name: str, inputs: Any, make: Callable[[], np.ndarray]) -
     if not _is_whole(path):
         with write_atomically(path) as temporary:
             np.save(temporary, make(), allow_pickle=False)
+        write_json(path.with_suffix(".json"), sha256(path))
     return path
 
 
@@ -107,12 +109,11 @@ def digest(obj: Any) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a piece is there and as long as its header says; a disk that failed may have cut it."""
+    """Whether a piece is there with the bytes that were written; a disk that failed may have cut or changed it."""
     try:
-        shape, dtype, start = _header(path)
+        return read_json(path.with_suffix(".json")) == sha256(path)
     except (FileNotFoundError, ValueError):
         return False
-    return path.stat().st_size == start + math.prod(shape) * dtype.itemsize
 
 
 def _header(path: Path) -> tuple[tuple[int, ...], np.dtype, int]:

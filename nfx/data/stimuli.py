@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,11 @@ FRAME_RATE = 30.0  # frames per second of the film
 CLIP_SECONDS = 2.0  # one volume
 CLIP_FRAMES = 6  # at 3 frames per second
 RATE_TOLERANCE = 0.1  # 29.97 passes: frames are picked by their time
+MOST_PIXELS = 1 << 26  # of a frame: 8K film has half of it
+# What a film may be, and where its content may lie. FFmpeg goes by the content, not by the name: a playlist called
+# film.mp4 would open whatever files and addresses it lists.
+CONTAINERS = "mov,matroska,avi"
+READ_WITH = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 LENGTH_TOLERANCE = 0.25  # s by which a film may miss the expected number of clips
 
 
@@ -46,7 +52,7 @@ def read_clips(mp4: str | Path, size: int, clips: int | None = None, rate: float
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is no readable film, has another frame rate or length, or lacks a frame.
+        If the file is no readable film (MP4, MOV, Matroska, AVI), has another frame rate or length, or lacks a frame.
     """
     path = Path(mp4)
     if not path.is_file():
@@ -57,7 +63,9 @@ def read_clips(mp4: str | Path, size: int, clips: int | None = None, rate: float
     # Of a film of known length the clips are filled in place: at the paper's size they are 283 MB a segment.
     picked: Any = [] if clips is None else np.empty((clips * CLIP_FRAMES, size, size, 3), np.uint8)
     count, time = 0, -frame_time
-    for time, frame in _frames(path):
+    for number, (time, frame) in enumerate(_frames(path)):
+        if clips is not None and max(time, number * frame_time / 2) > clips * CLIP_SECONDS + 1:
+            raise ValueError(f"{path} goes on after {time:.2f} s; {clips} clips of {CLIP_SECONDS:g} s were expected")
         wanted = count * step
         if time < wanted - frame_time / 2 or (clips is not None and count == clips * CLIP_FRAMES):
             continue  # between two picks, or after the last; decoded all the same, for the film's length
@@ -78,7 +86,7 @@ def read_clips(mp4: str | Path, size: int, clips: int | None = None, rate: float
 
 def _rate(path: Path, expected: float | None) -> float:
     """Frames per second of a film, by its header; refused if they are not those expected."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         rate = float(stream.average_rate or 0)
     if expected is not None and abs(rate - expected) > RATE_TOLERANCE:
         raise ValueError(f"{path} runs at {rate:g} frames per second; {expected:g} were expected")
@@ -88,20 +96,26 @@ def _rate(path: Path, expected: float | None) -> float:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The video stream of a film."""
+def opened(path: Path) -> Iterator[Any]:
+    """The video stream of a film; whatever else the file asks for is refused, as a ValueError that names it."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(f"file:{path}", options=READ_WITH, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise ValueError(f"{path} has no video stream; expected a film")
-            yield container.streams.video[0]
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError(f"{path} has a video stream of an unknown kind; expected a film such as H.264")
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
+            yield stream
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read as a film ({error}); fetch or make it again") from error
+        claims = error.errno == errno.ENOMEM  # FFmpeg refuses such a header itself
+        reason = "it announces more than memory holds" if claims else " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as a film ({reason}); fetch or make it again") from error
 
 
 def _frames(path: Path) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decoded frames with their time in seconds from the first one; one frame in memory at a time."""
-    with _opened(path) as stream:
+    with opened(path) as stream:
         first = None
         for frame in stream.container.decode(stream):
             if frame.time is None:

@@ -5,8 +5,10 @@ from nfx.diffusion.inflation import VideoUNet, inflate
 from nfx.diffusion.long_video import decode_long, seam_ratio
 from nfx.diffusion.noise import add_noise, denoising_loss, dependent_noise, training_target
 from nfx.diffusion.pipeline import NeuralFlixPipeline, NeuralFlixPipelineOutput
+from nfx.diffusion.solvers import SOLVERS, make_solver, sampled_by
 
 __all__ = [
+    "SOLVERS",
     "NeuralFlixPipeline",
     "NeuralFlixPipelineOutput",
     "VideoUNet",
@@ -16,6 +18,8 @@ __all__ = [
     "denoising_loss",
     "dependent_noise",
     "inflate",
+    "make_solver",
+    "sampled_by",
     "seam_ratio",
     "stage_one",
     "stage_two",

@@ -73,11 +73,13 @@ def direction_table(scores: Mapping[int, pd.DataFrame], paper_ssim: Mapping[int,
     Returns
     -------
     DataFrame
-        A row a claim of `CLAIMS`: better, worse (rows), paper (difference), ours (difference), low, high, p, holm,
-        and verdict, `nfx.evaluation.claims.verdict` of the interval and the corrected p.
+        A row a claim of `CLAIMS` whose rows there are: better, worse (rows), paper (difference), ours (difference),
+        low, high, p, holm, and verdict, `nfx.evaluation.claims.verdict` of the interval and the corrected p.
     """
     rows = []
     for claim, better, worse in CLAIMS:
+        if not {better, worse} <= scores.keys():
+            continue  # a profile with fewer rows
         found = paired(scores[better], scores[worse], "ssim")
         rows.append(
             {"claim": claim, "better": better, "worse": worse, "paper": paper_ssim[better] - paper_ssim[worse],

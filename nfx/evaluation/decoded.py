@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,7 +129,7 @@ def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> 
     -------
     dict of str to uint8 array (clips * frames, height, width, 3)
         "film" is the true one, "clip by clip" joins what each window gives by itself, "one video" is that of
-        `nfx.diffusion.decode_long`, at the profile's sampling steps and guidance. Nothing is saved.
+        `nfx.diffusion.decode_long`, by the profile's solver, steps and guidance. Nothing is saved.
 
     Raises
     ------
@@ -136,7 +137,7 @@ def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> 
         If the stimuli, the subject or the decoder are missing or damaged, or the segment has fewer clips.
     """
     from nfx.data import load_subject
-    from nfx.diffusion import decode_long
+    from nfx.diffusion import decode_long, sampled_by
     from nfx.diffusion.fine_tuning import clip_generator
 
     data = load_subject(profile, subject)
@@ -147,13 +148,14 @@ def decode_segment(profile: Profile, subject: int, row: int, clips: int = 6) -> 
     pipeline = load_pipeline(run_folder(profile, subject, row) / "pipeline")
     numbers = len(data.train.clip) + len(data.validation.clip) + test.clip[first]  # as in `decode_run`
     apart = decode_windows(profile, pipeline, numbers, fmri=test.fmri[first])
-    together = decode_long(
-        pipeline,
-        test.fmri[first],
-        steps=profile.sampling.steps,
-        guidance=profile.sampling.guidance,
-        generator=clip_generator(profile.seed, int(numbers[0])),
-    )
+    with sampled_by(pipeline, profile.sampling.solver):
+        together = decode_long(
+            pipeline,
+            test.fmri[first],
+            steps=profile.sampling.steps,
+            guidance=profile.sampling.guidance,
+            generator=clip_generator(profile.seed, int(numbers[0])),
+        )
     film = _clips_of(profile, "test")[test.clip[first]]
     return {"film": np.concatenate(film), "clip by clip": np.concatenate(apart), "one video": together}
 
@@ -269,13 +271,14 @@ def model_digest(model: str) -> str:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """The `NeuralFlixPipeline` saved in a folder, on `nfx.training.device`."""
+    """The `NeuralFlixPipeline` saved in a folder, on `nfx.training.device`, if its files are as they were saved."""
     from diffusers.utils import logging
 
     from nfx.diffusion import NeuralFlixPipeline
     from nfx.training import device
 
     logging.disable_progress_bar()
+    files.verify(folder)
     return NeuralFlixPipeline.from_pretrained(folder).to(device())
 
 
@@ -302,26 +305,31 @@ def _caption_pipeline(profile: Profile, unet: Path, beta: float) -> Any:
 
 def decode_windows(profile: Profile, pipeline: Any, numbers: np.ndarray, **conditions: Any) -> np.ndarray:
     """A block of clips, uint8; `numbers` give each clip's noise, `conditions` go to the pipeline."""
+    from nfx.diffusion import sampled_by
     from nfx.diffusion.fine_tuning import clip_generator
 
     pipeline.set_progress_bar_config(disable=True)
-    frames = pipeline(
-        **conditions,
-        num_inference_steps=profile.sampling.steps,
-        guidance_scale=profile.sampling.guidance,
-        generator=[clip_generator(profile.seed, int(number)) for number in numbers],
-    ).frames
+    with sampled_by(pipeline, profile.sampling.solver):
+        frames = pipeline(
+            **conditions,
+            num_inference_steps=profile.sampling.steps,
+            guidance_scale=profile.sampling.guidance,
+            generator=[clip_generator(profile.seed, int(number)) for number in numbers],
+        ).frames
     return np.rint(frames * 255).astype(np.uint8)
 
 
 def sampling_facts(profile: Profile) -> dict[str, Any]:
     """What clips sampled by a `NeuralFlixPipeline` depend on beside the pipeline and its conditions."""
-    return {
+    facts = {
         "steps": profile.sampling.steps,
         "guidance": profile.sampling.guidance,
         "seed": profile.seed,
         "code": files.source_digest(*CODE),
     }
+    if profile.sampling.solver == "ddim":  # as before there were others, so that clips decoded then are still valid
+        return facts
+    return facts | {"solver": profile.sampling.solver, "solvers": files.source_digest("diffusion/solvers.py")}
 
 
 def decode_and_score(
@@ -409,12 +417,23 @@ def _in_blocks(
     for start in tqdm(range(0, count, size), desc=f"decoding, {part}", leave=False, mininterval=5):
         block = slice(start, min(start + size, count))
         path = home / f"{part}_{block.start}_{block.stop}.npy"
-        if not path.is_file():
+        decoded = _block(path)
+        if decoded is None:
             decoded = decoder(block)
             with files.write_atomically(path) as temporary:
                 np.save(temporary, decoded, allow_pickle=False)
-        blocks.append(np.load(path))
+            files.write_json(path.with_suffix(".json"), files.sha256(path))
+        blocks.append(decoded)
     return np.concatenate(blocks)
+
+
+def _block(path: Path) -> np.ndarray | None:
+    """A block that was decoded before, unless it is damaged."""
+    try:
+        whole = files.read_json(path.with_suffix(".json")) == files.sha256(path)
+        return np.array(files.read_array(path)) if whole else None
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _clips_of(profile: Profile, part: str) -> np.ndarray:
@@ -426,6 +445,13 @@ def _shown(profile: Profile, part: str, index: np.ndarray) -> tuple[np.ndarray, 
     film = "test" if part == "test" else "train"
     arrays = files.load_arrays(paths.work(profile, "stimuli"), f"{film}_clips", f"{film}_segment")
     return np.asarray(arrays[f"{film}_clips"][index]), np.asarray(arrays[f"{film}_segment"][index])
+
+
+def warn_of_outdated(names: Sequence[str], newer: str) -> None:
+    """Warn that results are left out, since what they were made from has been made anew; nothing if there are none."""
+    if names:
+        found = f"left out, since {newer} than these: {', '.join(names)}"
+        warnings.warn(f"{found}. ./run_all.sh evidence makes them anew", stacklevel=3)
 
 
 def load_decoded(profile: Profile, folder: Path) -> DecodedRun:
@@ -440,6 +466,7 @@ def load_decoded(profile: Profile, folder: Path) -> DecodedRun:
     table = folder / "scores.csv"
     if not table.is_file():
         raise FileNotFoundError(f"{table} does not exist: the clips are decoded but not scored. Run notebook 03 again")
+    files.verify(folder, table.name)
     parts: dict[str, Decoded | None] = {"validation": None, "test": None}
     for part in PARTS:
         if f"{part}_decoded" in arrays:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -263,9 +263,9 @@ def _grouped_bars(ax: Axes, table: pd.DataFrame, group: str) -> None:
     for k, name in enumerate(dict.fromkeys(controls[group])):
         part = controls[controls[group].eq(name)].set_index("subject").reindex(subjects)
         style = ("-", "--", ":", "-.")[k % 4]
-        at = np.arange(len(subjects))
+        x = np.arange(len(subjects))
         label = name.removeprefix("control: ")
-        ax.hlines(part["mean"], at - 0.42, at + 0.42, color="#555555", linestyle=style, linewidth=1.6, label=label)
+        ax.hlines(part["mean"], x - 0.42, x + 0.42, color="#555555", linestyle=style, linewidth=1.6, label=label)
     ax.set_xticks(range(len(subjects)), [f"subject {s}" for s in subjects])
     _legend(ax)
 
@@ -502,7 +502,7 @@ def table_1(rows: dict[int, dict], scores: dict[int, dict[str, float]]) -> pd.Da
     columns = list(dict.fromkeys(column for values in scores.values() for column in values))
     table = []
     for row, parameters in rows.items():
-        line = {"row": row}
+        line: dict[str, Any] = {"row": row}
         for key, name in TABLE_1_COLUMNS.items():
             value = parameters[key]
             line[name] = "off" if value is None else f"{value:.2g}"

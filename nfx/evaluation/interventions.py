@@ -54,6 +54,7 @@ from nfx.evaluation.decoded import (
     load_run,
     run_folder,
     sampling_facts,
+    warn_of_outdated,
 )
 from nfx.evaluation.identification import embedding_similarity, identification, pixel_similarity
 from nfx.evaluation.n_way import n_way_chance
@@ -174,20 +175,36 @@ def load(profile: Profile, name: str, subject: int) -> DecodedRun:
     folder, again = control_folder(profile, name, subject), f"{COMMAND} {name} {subject} --profile {profile.name}"
     if not _is_there(folder):
         raise FileNotFoundError(f"{folder} holds no decoded clips: run {again}")
-    if name not in TRAINED_ANEW:
-        made_with = files.read_manifest(folder)["facts"]["decoding"]["pipeline"]
-        if made_with != files.identity(run_folder(profile, subject, profile.headline_row) / "pipeline"):
-            raise ValueError(f"{folder} was decoded with an earlier decoder than there is now: run {again}")
+    if _is_outdated(profile, name, subject):
+        raise ValueError(f"{folder} was decoded with an earlier decoder than there is now: run {again}")
     return load_decoded(profile, folder)
 
 
 def decoded(profile: Profile, subject: int) -> dict[str, DecodedRun]:
-    """The subject's controls that are there, the time-averaged one among them: title -> clips and scores."""
+    """The subject's controls that are there, the time-averaged one among them: title -> clips and scores.
+
+    A control of an earlier decoder is left out, with a warning: what is trained anew must not stop what shows it.
+    """
     runs = {}
     if _is_there(run_folder(profile, subject, profile.headline_row, time_averaged=True)):
         runs[TITLES["time_averaged"]] = load_run(profile, subject, profile.headline_row, time_averaged=True)
     there = [name for name in NAMES if _is_there(control_folder(profile, name, subject))]
-    return runs | {TITLES[name]: load(profile, name, subject) for name in there}
+    outdated = [name for name in there if _is_outdated(profile, name, subject)]
+    warn_of_outdated(outdated, f"subject {subject}'s decoder is newer")
+    current = [name for name in there if name not in outdated]
+    return runs | {TITLES[name]: load_decoded(profile, control_folder(profile, name, subject)) for name in current}
+
+
+def _is_outdated(profile: Profile, name: str, subject: int) -> bool:
+    """Whether a control that is there was made from an earlier decoder, or with other settings of training."""
+    if name not in TRAINED_ANEW:
+        made_with = files.read_manifest(control_folder(profile, name, subject))["facts"]["decoding"]["pipeline"]
+        return made_with != files.identity(run_folder(profile, subject, profile.headline_row) / "pipeline")
+    decoder = run_folder(_altered(profile, name), subject, profile.headline_row) / "pipeline"
+    if not (decoder / files.MANIFEST).is_file():  # deleted to make room: the clips count on
+        return False
+    made_with = files.read_manifest(decoder)["facts"]
+    return any(made_with.get(key) != value for key, value in files.as_json(_stage_two_facts(profile)).items())
 
 
 def _is_there(folder: Path) -> bool:
@@ -482,20 +499,13 @@ def train_decoder(profile: Profile, folder: Path, examples: Split, encoder: Any,
     from nfx.diffusion import NeuralFlixPipeline, VideoUNet, fine_tuning
     from nfx.training import finish
 
-    beta = profile.row(profile.headline_row).beta
-    first = paths.work(profile, "stage1", f"beta_{'none' if beta is None else beta}")
+    beta, first = profile.row(profile.headline_row).beta, _stage_one(profile)
     facts = {
         "training": "stage two: fMRI, under a control",
-        "beta": beta,
-        "seed": profile.seed,
-        "settings": profile.stage_two.model_dump(),
-        "precision": profile.training.precision,
         "fmri": _digest(examples.fmri),
         "clips": _digest(examples.clip),
-        "targets": files.identity(paths.work(profile, "targets"), "train_latents"),
         "encoder": origin,
-        "stage_one": files.identity(first),
-        "code": files.source_digest(*fine_tuning.CODE, "encoder/model.py"),
+        **_stage_two_facts(profile),
     }
     if files.finished(folder / "pipeline", facts):
         print(f"{folder.parent.parent.name}/{folder.name}: the decoder is finished and reused")
@@ -530,6 +540,26 @@ def train_decoder(profile: Profile, folder: Path, examples: Split, encoder: Any,
     files.write_manifest(folder / "pipeline", facts)
     finish(folder)
     return folder / "pipeline"
+
+
+def _stage_one(profile: Profile) -> Path:
+    beta = profile.row(profile.headline_row).beta
+    return paths.work(profile, "stage1", f"beta_{'none' if beta is None else beta}")
+
+
+def _stage_two_facts(profile: Profile) -> dict[str, Any]:
+    """What the stage two of every control shares with the headline row's."""
+    from nfx.diffusion import fine_tuning
+
+    return {
+        "beta": profile.row(profile.headline_row).beta,
+        "seed": profile.seed,
+        "settings": profile.stage_two.model_dump(),
+        "precision": profile.training.precision,
+        "targets": files.identity(paths.work(profile, "targets"), "train_latents"),
+        "stage_one": files.identity(_stage_one(profile)),
+        "code": files.source_digest(*fine_tuning.CODE, "encoder/model.py"),
+    }
 
 
 # --- without a decoder ---------------------------------------------------------------------------------------

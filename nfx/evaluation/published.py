@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from nfx.files import read_yaml
+
 FILE = Path(__file__).with_name("published.yaml")
 COLUMNS = ("method", "subject", "metric", "value", "uncertainty", "bound", "status", "formula", "source", "note")
 
@@ -19,9 +21,7 @@ def published() -> pd.DataFrame:
         Columns `COLUMNS`. ``subject`` is 1-3, "mean", or missing; ``status`` is quoted, derived or computed;
         ``bound`` is "below" where the source prints an inequality; ``formula`` is arithmetic that gives the value.
     """
-    import yaml
-
-    entries = yaml.safe_load(FILE.read_text())["entries"]
+    entries = read_yaml(FILE)["entries"]
     table = pd.DataFrame(entries).set_index("id").reindex(columns=list(COLUMNS))
     table["source"] = table["source"].map(", ".join)
     if not table.index.is_unique:

@@ -36,7 +36,7 @@ class Retrieved(NamedTuple):
     """
 
     clips: np.ndarray
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     cosine: np.ndarray
 
 
@@ -294,7 +294,7 @@ def reader_table(
         else:
             n, pairs = found.shape[1], (true[:, None] == found.argmax(axis=1)).astype(float)
         interval = block_bootstrap(pairs.diagonal(), segment, length)
-        null = permutation_test(block_pairs(lambda i, j, pairs=pairs: pairs[i, j], segment, length))
+        null = permutation_test(block_pairs(lambda i, j, pairs=pairs: pairs[i, j], segment, length))  # type: ignore[misc]
         rows.append(
             {**columns, "attribute": name, "n": n, "accuracy": interval.mean, "low": interval.low,
              "high": interval.high, "shuffled": null.null_mean, "p": null.p, "chance": 1 / n}

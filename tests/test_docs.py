@@ -1,0 +1,396 @@
+"""Every command of every page is run, or shown to exist and to take its options; links and names hold.
+
+Each command of a page goes to the check of the program that it begins with (`CHECKS`). What nobody can check here
+stands in `NOT_CHECKED` with its reason. A command that is in neither fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
+PROGRAMS = r"(?:\./run_all\.sh|\.ci/run|\.venv/bin/\w|python -m |nfx (?:fetch|check|doctor|decode|report|publish)\b|conda |hf |pip )"  # noqa: E501
+DEVELOPMENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+
+# What stands in a page for something of the reader's, and what is put there here.
+OF_THE_READER = {
+    "data/mine/profile.yaml": "nfx/profiles/paper.yaml",
+    "--slurm=FOLDER": "--slurm=workflow/profiles/slurm",
+}
+# Commands that nothing here can check -> why not.
+NOT_CHECKED = {
+    "aws s3 sync s3://hcp-openaccess/HCP_1200/ data/paper/hcp/ --exclude '*' --include "
+    "'*/rfMRI_REST1_LR_Atlas_MSMAll_hp2000_clean.dtseries.nii'": "Amazon's tool; half a terabyte, with the HCP's token",
+}
+
+
+# --- what the pages hold -------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[str]:
+    """Commands in a page's shell blocks, and between backticks in its text; comments are left out, lines joined."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for language, block in FENCE.findall(text):
+        if language in ("bash", "sh", "console"):
+            lines = re.sub(r"\\\n\s*", "", block).splitlines()
+            found += [part for line in lines for part in re.sub(r"\s+# .*", "", line).split(" && ")]
+    for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", FENCE.sub("", text)):
+        if re.match(PROGRAMS, span) and not span.endswith("/"):
+            found += " ".join(span.split()).split(" && ")
+    told = (command.strip() for command in found)
+    return list(dict.fromkeys(command for command in told if command and not command.startswith("#")))
+
+
+EVERY = [(page, command) for page in PAGES for command in commands(page)]
+
+
+def test_pages_are_read():
+    assert len(EVERY) > 50 and {page for page, _ in EVERY} >= set(PAGES) - {ROOT / "docs" / "decisions.md"}
+    assert any(command.startswith("aws") and "--include" in command for _, command in EVERY), (
+        "continued lines are joined"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_hides_in_a_block_of_another_kind(page):
+    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        assert language in ("bash", "python", "yaml", ""), language
+        if language == "":
+            assert not re.search(rf"^\s*{PROGRAMS}", block, flags=re.MULTILINE), block
+
+
+# --- the checks ----------------------------------------------------------------------------------------------
+
+
+class Parsed(Exception):
+    """Raised in the place of what a command would do, once its options are understood."""
+
+
+@pytest.fixture
+def parse_alone(monkeypatch):
+    """Commands of ours stop when they have understood their options; wrong ones are a SystemExit."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self, *given, **options):
+        parse(self, *given, **options)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+
+
+def nfx_command(words: list[str]) -> None:
+    from nfx import cli
+
+    if words in ([], ["--help"], ["--version"]):
+        return
+    assert words[0] in cli.COMMANDS, f"nfx has no command {words[0]}"
+    if len(words) == 1:  # its name in a sentence
+        return
+    with pytest.raises(Parsed):
+        cli.COMMANDS[words[0]](words[1:])
+
+
+def python(words: list[str]) -> None:
+    """`python -m MODULE ARGUMENTS` and `python -c CODE`."""
+    if words[0] == "-c":
+        for node in ast.walk(ast.parse(words[1])):
+            if isinstance(node, ast.ImportFrom):
+                assert all(hasattr(importlib.import_module(node.module), alias.name) for alias in node.names)
+        return
+    if words[0] == "docs/api.py":  # a test below runs it
+        return
+    assert words[0] == "-m", words
+    module = importlib.util.find_spec(words[1])
+    assert module is not None, f"there is no module {words[1]}"
+    if module.submodule_search_locations:
+        module = importlib.util.find_spec(f"{words[1]}.__main__")
+    main = importlib.import_module(module.name).main
+    with pytest.raises(Parsed):
+        main(words[2:])
+
+
+def tool(name: str, words: list[str]) -> None:
+    """A tool of the development set-up: declared there, and the files among its arguments exist."""
+    assert name in DEVELOPMENT, f"{name} is not in the development set-up"
+    for word in words:
+        if re.fullmatch(r"[\w.*-]+(/[\w.*-]+)+", word) and not word.startswith("work/"):
+            assert list(ROOT.glob(word)), f"there is no {word}"
+
+
+def pytest_command(words: list[str]) -> None:
+    tool("pytest", [word for word in words if word.startswith("tests")])
+    options = [word for word in words if word.startswith("-")]
+    assert set(options) <= {"-m", "-n", "-q"}
+    if "-m" in words:
+        assert words[words.index("-m") + 1] == "not slow"
+
+
+def jupyter(words: list[str]) -> None:
+    assert words[0] == "lab" and metadata.version("jupyterlab") and (ROOT / words[1]).is_dir()
+
+
+def accelerate(words: list[str]) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    given = launch_command_parser().parse_known_args(words[1:])[0]
+    assert words[0] == "launch" and given.num_processes > 1 and given.module
+    python(["-m", given.training_script, *given.training_script_args])
+
+
+def conda(words: list[str]) -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert words in (["env", "create", "-f", "environment.yml"], ["activate", environment["name"]])
+
+
+def pip(words: list[str]) -> None:
+    assert words[0] == "install" and words[1:4] == ["-c", "constraints.txt", "-e"] and len(words) == 5
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert re.fullmatch(r"\.\[(\w+)\]", words[4])[1] in extras
+
+
+def run_all(words: list[str]) -> None:
+    """`run_all.sh` itself, with the engine, Python and the set-up replaced with their names: what would it start?"""
+    script = (ROOT / "run_all.sh").read_text().replace('\nmain "$@"\n', "\n")
+    replaced = ("set_up", "lock", "engine", "run_evidence", "run_tests", "python")
+    stubs = "".join(f'{name}() {{ echo {name} "$@"; }}\n' for name in replaced)
+    shell = script.replace('cd "$(dirname "${BASH_SOURCE[0]}")"', f'cd "{ROOT}"') + stubs + 'main "$@"\n'
+    run = subprocess.run(["bash", "-c", shell, "run_all.sh", *words], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    started = [line.split() for line in run.stdout.splitlines() if line.startswith(("engine", "run_", "python"))]
+    assert started, run.stdout
+    if started[0][0] != "python":
+        snakemake(started[0][1:])
+
+
+def snakemake(words: list[str]) -> None:
+    """What `run_all.sh` gives to the engine: a profile, then targets that there are and options that are known."""
+    from nfx.profile import load_profile
+
+    rules = set(re.findall(r"^rule (\w+):", (ROOT / "workflow" / "Snakefile").read_text(), flags=re.MULTILINE))
+    given = list(words)
+    while given:
+        word = given.pop(0)
+        if word in ("--cores", "-c"):
+            assert int(given.pop(0)) > 0
+        elif word == "--default-resources":
+            while given and "=" in given[0]:
+                assert given.pop(0).split("=")[0].startswith("slurm_")
+        elif word.startswith("--slurm="):
+            assert (ROOT / word.removeprefix("--slurm=") / "config.yaml").is_file()
+        elif not word.startswith("-"):
+            assert word in rules or load_profile(word), word
+        else:
+            assert word in ("--dry-run", "-n", "--slurm", "--accept"), word
+
+
+def test_the_engine_knows_those_options():
+    pytest.importorskip("snakemake")
+    text = (Path(importlib.util.find_spec("snakemake").origin).parent / "cli.py").read_text()
+    assert all(f'"{option}"' in text for option in ("--cores", "--dry-run", "--default-resources"))
+
+
+CHECKS = {
+    "./run_all.sh": run_all,
+    ".ci/run": lambda words: run_all(shlex.split((ROOT / ".ci/run").read_text().split("run_all.sh")[1])),
+    "python": python,
+    "nfx": nfx_command,
+    "accelerate": accelerate,
+    "jupyter": jupyter,
+    "conda": conda,
+    "pip": pip,
+    "hf": lambda words: importlib.import_module(f"huggingface_hub.cli.{words[0]}"),
+    "pytest": pytest_command,
+    **{name: partial(tool, name) for name in ("ruff", "codespell", "mypy", "nbstripout", "pre-commit")},
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_page_is_there_and_takes_its_options(page, parse_alone):
+    for command in commands(page):
+        if command in NOT_CHECKED:
+            continue
+        words = [OF_THE_READER.get(word, word) for word in shlex.split(command)]
+        program = words[0].removeprefix(".venv/bin/")
+        assert program in CHECKS, f"{page.name}: nothing checks '{command}'; add its program to CHECKS"
+        try:
+            CHECKS[program](words[1:])
+        except SystemExit as stopped:
+            pytest.fail(f"{page.name}: '{command}' is refused ({stopped.code})")
+
+
+def test_what_is_not_checked_stands_in_a_page_and_has_a_reason():
+    said = {command for _, command in EVERY}
+    assert all(command in said and len(reason) > 20 for command, reason in NOT_CHECKED.items())
+
+
+WRONG = ["nfx decoed x", "python -m nfx.preflight", "./run_all.sh papre", "pytest -k x", "ruff check nfx/none", "rm x"]
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_a_wrong_command_would_be_found(command, parse_alone):
+    words = shlex.split(command)
+    with pytest.raises((SystemExit, AssertionError, KeyError)):
+        CHECKS[words[0]](words[1:])
+
+
+# --- the same in other places --------------------------------------------------------------------------------
+
+
+def test_spelling():
+    pytest.importorskip("codespell_lib")
+    run = subprocess.run([sys.executable, "-m", "codespell_lib"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def test_the_hooks_run_the_commands_of_the_page():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"], "versions are in constraints.txt alone"
+    entries = {hook["id"]: hook["entry"].split() for hook in hooks[0]["hooks"]}
+    said = {shlex.split(command)[0]: shlex.split(command)[1:] for command in commands(ROOT / "CONTRIBUTING.md")}
+    assert shlex.split(" ".join(entries["nbstripout"]))[1:] == said[".venv/bin/nbstripout"][:-1]
+    assert {entries["codespell"][0], entries["mypy"][0]} <= set(DEVELOPMENT)
+    assert entries["ruff"][:3] == ["python", "-m", "ruff"]
+    assert all(hook["language"] == "system" for hook in hooks[0]["hooks"])
+
+
+def test_committed_notebooks_are_clean():
+    (options,) = [shlex.split(c)[1:-1] for _, c in EVERY if c.startswith(".venv/bin/nbstripout")]
+    notebooks = sorted(map(str, (ROOT / "notebooks").glob("*.ipynb")))
+    run = subprocess.run(
+        [sys.executable, "-m", "nbstripout", "--verify", *options, *notebooks], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_github_runs_what_ci_runs():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    assert (ROOT / ".ci" / "run").read_text().strip().endswith("./run_all.sh test")
+
+
+def test_types_and_spelling_are_part_of_the_test_command():
+    script = (ROOT / "run_all.sh").read_text()
+    assert re.search(r'phase "lint" lint', script) and "codespell && mypy" in script
+
+
+# --- Python and YAML blocks ----------------------------------------------------------------------------------
+
+
+def test_every_block_of_python_is_run_by_some_test():
+    from nfx.model_card import USE
+
+    for page in PAGES:
+        blocks = [block for language, block in FENCE.findall(page.read_text(encoding="utf-8")) if language == "python"]
+        if page.name == "extending.md":  # test_extending.py
+            assert len(blocks) == 6 or blocks
+        elif page.name == "using_a_decoder.md":  # test_cli.py runs these lines
+            assert blocks == [USE.format(clips=64, seed=2024, steps=8, guidance=4.0)]
+        else:
+            assert not blocks, f"no test runs the Python of {page.name}"
+
+
+def test_the_description_of_other_data_is_one():
+    from nfx.data.derivatives import Recordings
+
+    (block,) = [b for kind, b in FENCE.findall((ROOT / "docs/other_data.md").read_text()) if kind == "yaml"]
+    Recordings.model_validate(yaml.safe_load(block))
+
+
+# --- links and names -----------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if not target.startswith("http"):
+            path, _, anchor = target.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(there), f"{page.name}: {target}"
+
+
+def names_in(path: Path) -> set[str]:
+    """Names that a module defines, imports, or finds late, by its source."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+    return found
+
+
+def is_there(dotted: str) -> bool:
+    path, names = ROOT / "nfx", dotted.split(".")[1:]
+    while names and ((path / names[0]).is_dir() or (path / f"{names[0]}.py").is_file()):
+        path /= names.pop(0)
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return not names or (len(names) == 1 and names[0] in names_in(source))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_that_is_named_is_there(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for dotted in set(re.findall(r"`(nfx(?:\.\w+)+)[(`]", text)):
+        assert is_there(dotted), f"{page.name}: {dotted}"
+    for path in set(re.findall(r"`((?:nfx|tests|workflow|notebooks)/[\w./]+)`", text)):
+        made = page.name == "extending.md" and "most_alike" in path  # the reader's own
+        assert made or (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_a_name_that_is_not_there_would_be_found():
+    assert is_there("nfx.data.clean_run") and is_there("nfx.evaluation.ablations.direction_table")
+    assert not is_there("nfx.data.clean_rum") and not is_there("nfx.nowhere.clean_run")
+
+
+def test_tables_that_show_a_measurement_are_in_the_report():
+    items = yaml.safe_load((ROOT / "nfx/templates/report.yaml").read_text(encoding="utf-8"))
+    known = set(re.findall(r"name: \"?([\w*/]+)", (ROOT / "nfx/templates/report.yaml").read_text(encoding="utf-8")))
+    assert items
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    measured = [name for part in re.findall(r"Measured[^|]*", text) for name in re.findall(r"`(\w+)`", part)]
+    assert len(measured) > 12 and set(measured) <= known, sorted(set(measured) - known)
+
+
+# --- API pages -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_api_pages_are_built_without_a_warning(tmp_path):
+    pytest.importorskip("pdoc")
+    assert any(command == ".venv/bin/python docs/api.py work/api" for _, command in EVERY)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "docs/api.py", tmp_path]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    modules = {path for path in (ROOT / "nfx").rglob("*.py") if path.name != "__main__.py"}
+    assert len(list(tmp_path.rglob("*.html"))) >= len(modules)
+    page = (tmp_path / "nfx" / "data" / "recording.html").read_text(encoding="utf-8")
+    assert "read_windows" in page and "Clean recordings of one film" in page
