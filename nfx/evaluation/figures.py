@@ -267,7 +267,7 @@ def _grouped_bars(ax: Axes, table: pd.DataFrame, group: str) -> None:
         label = name.removeprefix("control: ")
         ax.hlines(part["mean"], x - 0.42, x + 0.42, color="#555555", linestyle=style, linewidth=1.6, label=label)
     ax.set_xticks(range(len(subjects)), [f"subject {s}" for s in subjects])
-    _legend(ax)
+    _legend(ax, above=0.22 if len(groups) > 3 else 0.12)
 
 
 def _reach(table: pd.DataFrame) -> np.ndarray:
@@ -300,25 +300,24 @@ def _published_bars(ax: Axes, table: pd.DataFrame, group: str) -> None:
 
 
 def _value(ax: Axes, x: float, value: float, top: float, upright: bool = False) -> None:
-    from matplotlib.patheffects import withStroke
-
-    halo = [withStroke(linewidth=2.5, foreground="white")]
+    """A bar's value above its interval, on white where lines would run through it."""
     if np.isfinite(value):
         ax.annotate(
             f"{value:.3f}",
             (x, top),
-            (0, 4),
+            (0, 5),
             textcoords="offset points",
             ha="center",
+            va="bottom",  # not the baseline, which upright text has at its side
             fontsize=8 if upright else 9,
             rotation=90 if upright else 0,
             zorder=5,
-            path_effects=halo,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
 
 
-def _legend(ax: Axes) -> None:
-    ax.margins(y=0.12)
+def _legend(ax: Axes, above: float = 0.12) -> None:
+    ax.margins(y=above)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3)
 
 
