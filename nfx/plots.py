@@ -404,6 +404,6 @@ def show_saved(path: str | Path, width: int = 760) -> None:
         height = round(saved.height * width / saved.width)
         small = saved.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     data = BytesIO()
-    small.save(data, "JPEG", quality=70, optimize=True)
+    small.save(data, "JPEG", quality=60, optimize=True, progressive=True)
     plt.close("all")  # else the notebook shows them once more, without the stamp
     display(Shown(data=data.getvalue(), format="jpeg"))

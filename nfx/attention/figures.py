@@ -84,7 +84,7 @@ def figure_6_flat(
     label = networks(np.arange(CORTEX))
     borders = np.where(np.isin(label, NETWORKS), label, "")
     groups = [("a", "Stages of learning (last layer)", stages), ("b", "Layers (fully trained encoder)", layers)]
-    groups += [(letter, region, maps) for letter, (region, maps) in zip("cd", categories.items(), strict=False)]
+    groups += [("d", f"Categories of the stimulus: {region}", maps) for region, maps in categories.items()]
     fig = new_figure(14, 2.35 * len(groups))
     panels = np.atleast_1d(fig.subfigures(len(groups), 1))
     for panel, (letter, title, maps) in zip(panels, groups, strict=True):
