@@ -443,9 +443,9 @@ def figure_clip_scores(
         ax.axhline(level, color=COLOURS["chance"], linestyle="--", linewidth=1.2, label=f"chance {level:.3g}")
     ax.set(xlabel="clips, from the highest score to the lowest", ylabel=name)
     ax.legend()
-    at = list(chosen.values())
+    clips = list(chosen.values())
     words = [f"{kind}, score {score[k]:.3g}" + (f"; {titles[k]}" if titles else "") for kind, k in chosen.items()]
-    draw_sheet(right, {"truth": truth[at], "decoded": decoded[at]}, words, clips_per_line=1)
+    draw_sheet(right, {"truth": truth[clips], "decoded": decoded[clips]}, words, clips_per_line=1)
     return fig
 
 
