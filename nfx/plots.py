@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from pandas import DataFrame
 
     from nfx.profile import Profile
 
-BRAIN_CMAP = "RdYlBu_r"  # blue to red, as in Figure 6
+STYLE = Path(__file__).parent / "templates" / "nfx.mplstyle"
+BRAIN_CMAP = "plasma"  # from dark blue to light yellow: lightness alone, and so print, tells low from high
 FRAMES_PER_SECOND = 3  # of clips; Section 4.2
 COLOURS = {  # colour-blind safe; the same thing has the same colour in every figure
     "ours": "#0072B2",
@@ -24,31 +27,14 @@ COLOURS = {  # colour-blind safe; the same thing has the same colour in every fi
     "published": "#D55E00",
     "chance": "#222222",
 }
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # of lines, as in the style file
 
 
 def set_style() -> None:
-    """The style of all figures: seaborn's white theme, one sans-serif face, no upper and right spines."""
-    import seaborn as sns
+    """The style of all figures, of the one file ``nfx/templates/nfx.mplstyle``."""
+    import matplotlib.style
 
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        font="DejaVu Sans",
-        rc={
-            "figure.dpi": 110,
-            "font.size": 11,
-            "axes.titlesize": 12,
-            "axes.labelsize": 11,
-            "xtick.labelsize": 10,
-            "ytick.labelsize": 10,
-            "legend.fontsize": 10,
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "pdf.fonttype": 42,
-            "hatch.linewidth": 0.6,
-        },
-    )
+    matplotlib.style.use(STYLE)
     _show_as_jpeg()
 
 
@@ -161,6 +147,42 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def draw_curves(
+    ax: Axes,
+    own: DataFrame,
+    columns: Mapping[str, str],
+    others: Sequence[DataFrame] = (),
+    levels: Mapping[str, float] | None = None,
+    smooth: int = 1,
+) -> None:
+    """Curves of a training with curves and levels to compare them with.
+
+    Parameters
+    ----------
+    ax : Axes
+    own : DataFrame with a column "step"
+    columns : column of `own` -> what it is called
+    others : the same of other trainings, e.g. of the other rows and subjects; drawn thin and grey
+    levels : name -> value that a reader should know: chance, a blind guess, another method; drawn dashed
+    smooth : steps of the running mean; 1 draws the values themselves
+    """
+    dashes = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+    for number, other in enumerate(others):
+        for column in columns:
+            value = other[column].rolling(smooth, min_periods=1).mean()
+            label = "other trainings" if number == 0 and column == next(iter(columns)) else None
+            ax.plot(other["step"], value, color="0.8", linewidth=0.8, zorder=1, label=label)
+    for (column, name), colour in zip(columns.items(), CYCLE, strict=False):
+        if smooth > 1:
+            ax.plot(own["step"], own[column], color=colour, alpha=0.25, linewidth=0.5, zorder=2)
+        value = own[column].rolling(smooth, min_periods=1).mean()
+        ax.plot(own["step"], value, color=colour, linewidth=1.6, zorder=3, label=name)
+    for (name, level), dash in zip((levels or {}).items(), dashes, strict=False):
+        ax.axhline(level, color=COLOURS["chance"], linestyle=dash, linewidth=1.1, zorder=2, label=name)
+    ax.set_xlabel("step")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
+
+
 def contact_sheet(
     rows: dict[str, np.ndarray], titles: list[str] | None = None, clips_per_line: int = 2, frame_inches: float = 0.62
 ) -> Figure:
@@ -232,7 +254,9 @@ def upscale(frames: np.ndarray, smallest: int = 256) -> np.ndarray:
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
-def write_video(clips: np.ndarray, path: str | Path, fps: int = FRAMES_PER_SECOND, smallest: int = 256) -> Path:
+def write_video(
+    clips: np.ndarray, path: str | Path, fps: int = FRAMES_PER_SECOND, smallest: int = 256, crf: int = 18
+) -> Path:
     """Write clips, one after the other, as an MP4 that browsers play (H.264, yuv420p).
 
     Parameters
@@ -241,6 +265,7 @@ def write_video(clips: np.ndarray, path: str | Path, fps: int = FRAMES_PER_SECON
     path : file to write; its folder is made
     fps : frames per second
     smallest : pixels; smaller frames are enlarged by whole factors, odd sizes repeat their last row or column
+    crf : x264's quality: 18 is as good as lossless, 28 a third of its size, for a film that is kept in a notebook
 
     Returns
     -------
@@ -256,7 +281,7 @@ def write_video(clips: np.ndarray, path: str | Path, fps: int = FRAMES_PER_SECON
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
@@ -291,6 +316,69 @@ def side_by_side(rows: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(list(rows.values()), axis=-2)
 
 
+def caption_band(film: np.ndarray, captions: Sequence[tuple[int, Sequence[str]]], height: int = 22) -> np.ndarray:
+    """A white band above a film with captions in it: (frames, height, width, 3) to (frames, height + band, width, 3).
+
+    Parameters
+    ----------
+    film : uint8 (frames, height, width, 3)
+    captions : pairs of the pixel where a caption begins and its text in each frame
+    height : pixels of the band
+    """
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", round(height * 0.6))
+    bands: dict[tuple[str, ...], np.ndarray] = {}
+    for texts in zip(*(texts for _, texts in captions), strict=True):
+        if texts not in bands:
+            image = Image.new("RGB", (film.shape[2], height), "white")
+            for (left, _), text in zip(captions, texts, strict=True):
+                ImageDraw.Draw(image).text((left, height // 2), text, fill="black", font=font, anchor="lm")
+            bands[texts] = np.asarray(image)
+    chosen = np.stack([bands[texts] for texts in zip(*(texts for _, texts in captions), strict=True)])
+    return np.concatenate([chosen, film], axis=1)
+
+
+def player(rows: dict[str, np.ndarray], titles: Sequence[str] | None = None, smallest: int = 128) -> np.ndarray:
+    """Clips of several versions next to each other, each under its name, one clip after the other.
+
+    Parameters
+    ----------
+    rows : label -> uint8 (clips, frames, height, width, 3); the truth first
+    titles : one for each clip, shown with the first label
+    smallest : pixels, as in `write_video`
+
+    Returns
+    -------
+    uint8 (clips * frames, height, wide, 3), for `write_video` with ``smallest=1``
+    """
+    shapes = {label: np.shape(clips) for label, clips in rows.items()}
+    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 5:
+        raise ValueError(f"rows have shapes {shapes}, expected the same (clips, frames, height, width, 3) in every row")
+    clips, frames = next(iter(shapes.values()))[:2]
+    if titles is not None and len(titles) != clips:
+        raise ValueError(f"{len(titles)} titles for {clips} clips: give one for each")
+    film = upscale(_frames(side_by_side(rows)), smallest)
+    wide = film.shape[2] // len(rows)
+    film = caption_band(film, [(k * wide + 4, [label] * len(film)) for k, label in enumerate(rows)])
+    return film if titles is None else caption_band(film, [(4, [t for t in titles for _ in range(frames)])])
+
+
+def show_video(path: str | Path, width: int = 640) -> None:
+    """Show an MP4 in a notebook: it plays by itself, again and again, and can be stopped and looked at frame by frame.
+
+    The file goes into the notebook; ValueError above 300 KB, which are 400 KB there.
+    """
+    from IPython.display import Video, display
+
+    size = Path(path).stat().st_size
+    if size > 300_000:
+        raise ValueError(f"{path} has {size / 1000:.0f} KB, expected at most 300 in a notebook: show fewer clips")
+    attributes = f'controls loop muted autoplay playsinline style="max-width: 100%" aria-label="{Path(path).stem}"'
+    display(Video(path, embed=True, width=width, html_attributes=attributes))
+
+
 def _frames(clips: np.ndarray) -> np.ndarray:
     """(clips, frames, ...) or (frames, ...) to (all frames, height, width, 3), checked."""
     if clips.dtype != np.uint8 or clips.ndim not in (4, 5) or clips.shape[-1] != 3 or clips.size == 0:
@@ -316,6 +404,6 @@ def show_saved(path: str | Path, width: int = 760) -> None:
         height = round(saved.height * width / saved.width)
         small = saved.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     data = BytesIO()
-    small.save(data, "JPEG", quality=70, optimize=True)
+    small.save(data, "JPEG", quality=60, optimize=True, progressive=True)
     plt.close("all")  # else the notebook shows them once more, without the stamp
     display(Shown(data=data.getvalue(), format="jpeg"))

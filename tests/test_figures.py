@@ -166,3 +166,48 @@ def test_figure_6_is_complete(monkeypatch):
     assert all(word in words for word in ("cat", "airplane", "DefaultA", "***", "nearest", "p = 0.010"))
     assert len(seen) == 12 + 12 + 8 and sum(view == "ventral" for _, view, _ in seen) == 4
     assert {count for *_, count in seen} == {analysed.sum()}
+
+
+def test_figure_6_flat_draws_each_map_once_over_both_hemispheres(monkeypatch):
+    from nfx import flatmaps
+
+    values = np.full(attention_figures.CORTEX, np.nan)
+    values[::50] = np.arange(len(values[::50]))
+    categories = {"fusiform": {"cat": values, "burger": values}, "body area": {"person": values, "airplane": values}}
+    fig = attention_figures.figure_6_flat({"before": values, "after": values * 2}, {"last": values}, categories)
+    drawn = [ax for ax in fig.axes if ax.images]
+    assert [ax.get_title() for ax in drawn] == ["before", "after", "last", "cat", "burger", "person", "airplane"]
+    pictures = [np.asarray(ax.images[0].get_array()) for ax in drawn]
+    assert {picture.shape[:2] for picture in pictures} == {flatmaps.flat_sheet().nearest.shape}
+    assert (pictures[0] != pictures[1]).any() and (pictures[3] == pictures[4]).all()  # one scale for a panel
+    assert "fusiform" in texts(fig) and "low" in texts(fig)
+
+
+def test_figure_noise_has_a_row_for_each_beta():
+    fig = figures.figure_noise({0.0: np.zeros((6, 8, 8)), 0.5: np.ones((6, 8, 8))})
+    assert len([ax for ax in fig.axes if ax.images]) == 12 and "0.5" in texts(fig)
+
+
+def test_best_median_and_worst():
+    assert figures.best_median_worst(np.array([0.2, np.nan, 0.9, 0.1, 0.5, 0.9])) == {
+        "best": 2, "median": 4, "worst": 3
+    }  # fmt: skip
+    assert figures.best_median_worst(np.array([0.0, 0.0, 0.0, 1.0])) == {"best": 3, "median": 0, "worst": 0}
+    with pytest.raises(ValueError, match="three at least"):
+        figures.best_median_worst(np.array([1.0, np.nan, 0.0]))
+
+
+def test_figure_clip_scores_shows_the_clips_that_it_marks():
+    score, truth = np.array([0.1, 0.8, np.nan, 0.3]), clips(4)
+    fig = figures.figure_clip_scores(score, truth, 255 - truth, "a score", 0.25, ["a", "b", "c", "d"])
+    wanted = ("best, score 0.8; b", "median, score 0.3; d", "worst, score 0.1; a", "chance 0.25", "mean 0.4")
+    assert all(word in texts(fig) for word in wanted)
+    strips = [np.asarray(ax.images[0].get_array()) for ax in fig.axes if ax.images]
+    from nfx.plots import film_strip
+
+    for strip, expected in zip(strips, (1, 1, 3, 3, 0, 0), strict=True):
+        assert (strip == film_strip(truth[expected])).all() or (strip == film_strip(255 - truth[expected])).all()
+    curve = fig.axes[0].lines[0].get_ydata()
+    assert curve.tolist() == [0.8, 0.3, 0.1]
+    with pytest.raises(ValueError, match="as many"):
+        figures.figure_clip_scores(score[:2], truth, truth, "a score")

@@ -12,6 +12,7 @@ MODULES = sorted((ROOT / "nfx").rglob("*.py"))
 LAYERS = (
     ("__init__", "paths", "profile", "files", "weights"),
     ("training", "plots"),
+    ("flatmaps",),
     ("data",),
     ("encoder",),
     ("diffusion",),

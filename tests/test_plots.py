@@ -141,3 +141,104 @@ def test_gif(tmp_path):
 def test_side_by_side():
     both = plots.side_by_side({"a": clips(), "b": clips(seed=1)})
     np.testing.assert_array_equal(both[..., 12:, :], clips(seed=1))
+
+
+def test_a_band_holds_each_frames_caption():
+    film = np.zeros((3, 10, 200, 3), np.uint8)
+    wide = plots.caption_band(film, [(0, ["one", "two", "one"]), (100, ["same"] * 3)], height=20)
+    assert wide.shape == (3, 30, 200, 3) and (wide[:, 20:] == 0).all()
+    band = wide[:, :20]
+    np.testing.assert_array_equal(band[0], band[2])
+    assert (band[0, :, :100] != band[1, :, :100]).any()
+    np.testing.assert_array_equal(band[0, :, 100:], band[1, :, 100:])
+    assert (band.min(axis=(1, 3))[:, :60] < 100).any() and (band[:, 0] == 255).all()  # letters, not cut off
+
+
+def test_the_player_shows_every_version_of_every_clip_in_order():
+    rows = {"truth": clips(2, 8, 8), "decoded": clips(2, 8, 8, seed=1)}
+    film = plots.player(rows, ["first", "second"], smallest=16)
+    assert film.shape == (12, 16 + 2 * 22, 2 * 16, 3)
+    picture = film[:, -16:]
+    np.testing.assert_array_equal(picture[7, ::2, :16:2], rows["truth"][1, 1])
+    np.testing.assert_array_equal(picture[7, ::2, 16::2], rows["decoded"][1, 1])
+    title = film[:, :22]
+    assert (title[0] == title[5]).all() and (title[5] != title[6]).any()
+    assert plots.player(rows, smallest=16).shape[1] == 16 + 22
+    with pytest.raises(ValueError, match="same"):
+        plots.player({"truth": clips(2), "decoded": clips(1)})
+    with pytest.raises(ValueError, match="titles"):
+        plots.player(rows, ["one"])
+
+
+def test_a_video_is_shown_from_within_the_notebook_and_only_a_small_one(tmp_path, monkeypatch):
+    import IPython.display
+
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    path = plots.write_video(clips(1), tmp_path / "clip.mp4", smallest=1)
+    plots.show_video(path)
+    html = shown[0]._repr_html_()
+    assert "<video" in html and "data:video/mp4;base64," in html and "controls loop" in html
+    path.write_bytes(bytes(300_001))
+    with pytest.raises(ValueError, match="300 KB|fewer clips"):
+        plots.show_video(path)
+
+
+def test_curves_stand_before_others_and_levels():
+    own = pd.DataFrame({"step": range(4), "loss": [4.0, 3.0, 2.0, 1.0]})
+    ax = plots.new_figure(3, 2).subplots()
+    plots.draw_curves(ax, own, {"loss": "this one"}, [own.assign(loss=9.0)] * 2, {"chance": 0.5}, smooth=2)
+    lines = {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    assert list(lines) == ["other trainings", "this one", "chance"]  # the others are named once
+    assert lines["this one"].get_ydata().tolist() == [4, 3.5, 2.5, 1.5]
+    assert lines["chance"].get_ydata()[0] == 0.5
+    order = [lines[name].get_zorder() for name in ("other trainings", "chance", "this one")]
+    assert order == sorted(order) and len(set(order)) == 3
+
+
+def test_one_style_file_says_how_all_figures_look():
+    import matplotlib.style
+
+    wanted = matplotlib.rc_params_from_file(plots.STYLE, use_default_template=False)
+    matplotlib.rcdefaults()
+    plots.set_style()
+    assert wanted and all(matplotlib.rcParams[name] == value for name, value in wanted.items())
+    assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(plots.CYCLE)
+
+
+# Colours as people see them who lack a kind of cone: Machado, Oliveira and Fernandes 2009, severity 1, linear RGB.
+EYES = {
+    "all cones": np.eye(3),
+    "no red cones": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green cones": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "no blue cones": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def seen_lab(colours, eye):
+    """Colours, sRGB in [0, 1] (colours, 3), as an eye sees them, in CIELAB."""
+    from skimage.color import rgb2lab
+
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.asarray(EYES[eye]).T, 0, 1)
+    return rgb2lab(np.where(seen <= 0.0031308, seen * 12.92, 1.055 * seen ** (1 / 2.4) - 0.055)[None])[0]
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_every_eye_and_a_grey_print_order_the_colours_of_the_brain(eye):
+    from matplotlib import colormaps
+
+    lightness = seen_lab(colormaps[plots.BRAIN_CMAP](np.linspace(0, 1, 32))[:, :3], eye)[:, 0]
+    assert (np.diff(lightness) > 0).all() and np.ptp(lightness) > 60
+    both_ends_dark = seen_lab(colormaps["RdYlBu_r"](np.linspace(0, 1, 32))[:, :3], eye)[:, 0]
+    assert (np.diff(both_ends_dark) < 0).any()  # what this test is there to find
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_every_eye_tells_the_lines_of_a_figure_apart(eye):
+    from matplotlib.colors import to_rgb
+    from skimage.color import deltaE_ciede2000
+
+    lab = seen_lab(np.array([to_rgb(colour) for colour in plots.CYCLE]), eye)
+    apart = deltaE_ciede2000(lab[:, None], lab[None])[np.triu_indices(len(lab), 1)]
+    assert apart.min() > 8  # 1 is just noticeable, side by side

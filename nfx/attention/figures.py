@@ -9,6 +9,7 @@ import pandas as pd
 
 from nfx.attention.maps import CORTEX, LEFT, sphere
 from nfx.attention.networks import NETWORKS
+from nfx.flatmaps import flat_lookup, flat_picture
 from nfx.plots import BRAIN_CMAP, new_figure, panel_letter
 
 if TYPE_CHECKING:
@@ -64,6 +65,36 @@ def figure_6(
     _draw_networks(left, network, tests)
     _draw_categories(right, categories, category_p or {}, analysed)
     fig.text(0.01, -0.01, FILL_NOTE, ha="left", va="top", fontsize=9.5, color="#444444")
+    return fig
+
+
+def figure_6_flat(
+    stages: dict[str, np.ndarray], layers: dict[str, np.ndarray], categories: dict[str, dict[str, np.ndarray]]
+) -> Figure:
+    """Panels a, b and d of Figure 6 on the flattened cortex: every place of both hemispheres at one glance.
+
+    Lines are borders of the analysed networks. Unlike `figure_6`, places far from every chosen voxel stay grey.
+
+    Parameters
+    ----------
+    stages, layers, categories : as in `figure_6`
+    """
+    from nfx.data import networks
+
+    label = networks(np.arange(CORTEX))
+    borders = np.where(np.isin(label, NETWORKS), label, "")
+    groups = [("a", "Stages of learning (last layer)", stages), ("b", "Layers (fully trained encoder)", layers)]
+    groups += [("d", f"Categories of the stimulus: {region}", maps) for region, maps in categories.items()]
+    fig = new_figure(14, 2.35 * len(groups))
+    panels = np.atleast_1d(fig.subfigures(len(groups), 1))
+    for panel, (letter, title, maps) in zip(panels, groups, strict=True):
+        limits = colour_limits(list(maps.values()))
+        axes = np.atleast_1d(panel.subplots(1, len(maps)))
+        for ax, (name, values) in zip(axes, maps.items(), strict=True):
+            known = np.flatnonzero(~np.isnan(values))
+            _show(ax, flat_picture(values[known], flat_lookup(known), limits, BRAIN_CMAP, borders), name)
+        _colour_bar(panel, axes, limits)
+        panel_letter(panel, letter, title)
     return fig
 
 
@@ -157,7 +188,7 @@ def fill_nearest(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def cortex_image(
     values: np.ndarray, hemisphere: str, view: str, limits: tuple[float, float], inches: float = 3.0
 ) -> np.ndarray:
-    """Picture of one hemisphere's inflated surface, blue to red, drawn by nilearn and cropped.
+    """Picture of one hemisphere's inflated surface, drawn by nilearn and cropped.
 
     A picture rather than an axes, because 65,000 triangles a view would make every PDF and every layout slow.
 

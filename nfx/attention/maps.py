@@ -8,12 +8,9 @@ the paper's "total sum of attention" falls as attention focuses.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from nfx.encoder import FMRIEncoder
 
 CORTEX = 59_412  # cortical vertices, the first of the 91,282 grayordinates
 LEFT = 29_696  # cortical vertices of the left hemisphere, the first ones
@@ -51,7 +48,7 @@ def total(attention: np.ndarray) -> np.ndarray:
     return received(attention).sum(axis=-1)
 
 
-def attention_maps(encoder: FMRIEncoder, bold: np.ndarray, layer: int, batch_size: int = 32) -> AttentionMaps:
+def attention_maps(encoder, bold: np.ndarray, layer: int, batch_size: int = 32) -> AttentionMaps:
     """Attention of a trained encoder in one layer, clip by clip.
 
     Parameters

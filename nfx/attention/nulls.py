@@ -215,7 +215,7 @@ def compare_networks_on_cortex(
     table = compare_networks(pd.DataFrame(blocks @ weights.T, columns=names), permutations, seed)
     contrasts = np.stack([first - second for first, second in combinations(weights, 2)])
     for null, test in map_tests(np.mean(blocks, axis=0), contrasts, sources, patch_size).items():
-        columns = {f"{null}_p": test.p, f"holm_{null}": holm(test.p), f"largest_{null}": test.largest}
+        columns = {f"{null}_p": test.p, f"holm_{null}": holm(test.p.tolist()), f"largest_{null}": test.largest}
         table = table.assign(**columns)
     return table
 
@@ -345,7 +345,7 @@ def semantic_trend(
     found = [region_test(change, higher, sources, patch_size) for change in changes]
     for null in ("spin", "shift"):
         p = np.array([row[f"{null}_p"] for row in found])
-        tests = tests.assign(**{f"{null}_p": p, f"holm_{null}": holm(p)})
+        tests = tests.assign(**{f"{null}_p": p, f"holm_{null}": holm(p.tolist())})
     return pd.DataFrame(rows), tests
 
 

@@ -155,9 +155,9 @@ def check_stages(
 
 def _found(t: np.ndarray, tests: dict[str, MapTest], counted: np.ndarray) -> dict[tuple[str, str], float]:
     """Share of the counted tests that are below the level, by test and correction."""
-    p = {("t-test", "none"): t, ("t-test", "Holm"): holm(t)}
+    p = {("t-test", "none"): t, ("t-test", "Holm"): holm(t.tolist())}
     for null, test in tests.items():
-        p |= {(null, "none"): test.p, (null, "Holm"): holm(test.p), (null, "largest"): test.largest}
+        p |= {(null, "none"): test.p, (null, "Holm"): holm(test.p.tolist()), (null, "largest"): test.largest}
     return {key: float(np.mean(values[counted] < LEVEL)) for key, values in p.items()}
 
 

@@ -20,15 +20,14 @@ from nfx.evaluation.controls import blocks, holm
 class Test(NamedTuple):
     """A t-test with the permutation test beside it; `effect` is Cohen's d (of the differences where paired)."""
 
+    __test__ = False  # not one of pytest's
+
     difference: float
     t: float
     df: float
     p: float
     permutation_p: float
     effect: float
-
-
-Test.__test__ = False  # type: ignore[attr-defined]  # not one of pytest's
 
 
 def block_means(values: np.ndarray, segment: np.ndarray, length: int = 10) -> np.ndarray:

@@ -54,6 +54,8 @@ def figure_1(
     _draw_phase_1(phase_1)
     _draw_phase_2(phase_2)
     _draw_noise(noises, noise)
+    equation = r"$\epsilon^j = \sqrt{\beta}\,\epsilon_s + \sqrt{1-\beta}\,\epsilon_i^j$"
+    panel_letter(noises, "d", f"Dependent noise  {equation}")
     return fig
 
 
@@ -88,10 +90,22 @@ def _draw_noise(fig: SubFigure, noise: dict[float, np.ndarray]) -> None:
         for frame, (ax, panel) in enumerate(zip(row, panels, strict=True)):
             ax.imshow(panel, cmap="gray", vmin=-2.5, vmax=2.5, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
             if ax in axes[0]:
                 ax.set_title(f"frame {frame + 1}", fontsize=10)
         row[0].set_ylabel(rf"$\beta$ = {beta:g}", rotation=0, ha="right", va="center", labelpad=6)
-    panel_letter(fig, "d", r"Dependent noise  $\epsilon^j = \sqrt{\beta}\,\epsilon_s + \sqrt{1-\beta}\,\epsilon_i^j$")
+
+
+def figure_noise(noise: dict[float, np.ndarray]) -> Figure:
+    """Panel d of Figure 1 by itself: dependent noise (Eq. 7) for several beta, frame by frame.
+
+    Parameters
+    ----------
+    noise : beta -> (frames, height, width), of `nfx.evaluation.panels.noise_panels`
+    """
+    fig = new_figure(7, 0.95 * len(noise) + 0.7)
+    _draw_noise(fig, noise)
+    return fig
 
 
 def _draw_phase_1(fig: SubFigure) -> None:
@@ -253,7 +267,7 @@ def _grouped_bars(ax: Axes, table: pd.DataFrame, group: str) -> None:
         label = name.removeprefix("control: ")
         ax.hlines(part["mean"], x - 0.42, x + 0.42, color="#555555", linestyle=style, linewidth=1.6, label=label)
     ax.set_xticks(range(len(subjects)), [f"subject {s}" for s in subjects])
-    _legend(ax)
+    _legend(ax, above=0.22 if len(groups) > 3 else 0.12)
 
 
 def _reach(table: pd.DataFrame) -> np.ndarray:
@@ -286,25 +300,24 @@ def _published_bars(ax: Axes, table: pd.DataFrame, group: str) -> None:
 
 
 def _value(ax: Axes, x: float, value: float, top: float, upright: bool = False) -> None:
-    from matplotlib.patheffects import withStroke
-
-    halo = [withStroke(linewidth=2.5, foreground="white")]
+    """A bar's value above its interval, on white where lines would run through it."""
     if np.isfinite(value):
         ax.annotate(
             f"{value:.3f}",
             (x, top),
-            (0, 4),
+            (0, 5),
             textcoords="offset points",
             ha="center",
+            va="bottom",  # not the baseline, which upright text has at its side
             fontsize=8 if upright else 9,
             rotation=90 if upright else 0,
             zorder=5,
-            path_effects=halo,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
 
 
-def _legend(ax: Axes) -> None:
-    ax.margins(y=0.12)
+def _legend(ax: Axes, above: float = 0.12) -> None:
+    ax.margins(y=above)
     ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3)
 
 
@@ -373,6 +386,66 @@ def figure_7(
     for panel, letter, (subject, sheet) in zip(panels, "abcdefghij", rows.items(), strict=False):
         draw_sheet(panel, sheet, None if titles is None else list(titles[subject]), clips_per_line=3)
         panel_letter(panel, letter, f"Subject {subject}")
+    return fig
+
+
+# ---------------------------------------------------------------- clip by clip
+
+
+def best_median_worst(score: np.ndarray) -> dict[str, int]:
+    """Places of the clips with the highest, the middle and the lowest score; among equals, the earliest clip.
+
+    Parameters
+    ----------
+    score : (clips,), NaN where a clip has no score
+    """
+    known = np.flatnonzero(np.isfinite(score))
+    if len(known) < 3:
+        raise ValueError(f"{len(known)} clips have a score, expected three at least")
+    order = known[np.argsort(-score[known], kind="stable")]
+    lowest = int(known[np.argmin(score[known])])
+    return {"best": int(order[0]), "median": int(order[(len(order) - 1) // 2]), "worst": lowest}
+
+
+def figure_clip_scores(
+    score: np.ndarray,
+    truth: np.ndarray,
+    decoded: np.ndarray,
+    name: str,
+    level: float | None = None,
+    titles: Sequence[str] | None = None,
+) -> Figure:
+    """The score of every clip, from the highest to the lowest, and what the best, median and worst look like.
+
+    These three are chosen by their score, and so show the range and not what is typical: the median does that.
+
+    Parameters
+    ----------
+    score : (clips,), of one column of `nfx.evaluation.methods.clip_scores`; NaN where a clip has none
+    truth, decoded : uint8 (clips, frames, height, width, 3)
+    name : what the score is called
+    level : what the score of a decoder that knows nothing would be
+    titles : one a clip
+    """
+    if not len(score) == len(truth) == len(decoded):
+        raise ValueError(f"{len(score)} scores, {len(truth)} true and {len(decoded)} decoded clips: expected as many")
+    chosen = best_median_worst(score)
+    fig = new_figure(11, 4.2)
+    left, right = fig.subfigures(1, 2, width_ratios=[1, 1.05])
+    ax = left.subplots()
+    falling = np.sort(score[np.isfinite(score)])[::-1]
+    ax.plot(np.arange(1, len(falling) + 1), falling, color=COLOURS["ours"], marker=".", markersize=4, linewidth=0.8)
+    place = {"best": 0, "median": (len(falling) - 1) // 2, "worst": len(falling) - 1}
+    for (kind, at), marker in zip(place.items(), "^os", strict=True):
+        ax.plot(at + 1, falling[at], marker, color=COLOURS["published"], markersize=8, label=kind)
+    ax.axhline(falling.mean(), color=COLOURS["ours"], linestyle=":", linewidth=1.2, label=f"mean {falling.mean():.3g}")
+    if level is not None:
+        ax.axhline(level, color=COLOURS["chance"], linestyle="--", linewidth=1.2, label=f"chance {level:.3g}")
+    ax.set(xlabel="clips, from the highest score to the lowest", ylabel=name)
+    ax.legend()
+    clips = list(chosen.values())
+    words = [f"{kind}, score {score[k]:.3g}" + (f"; {titles[k]}" if titles else "") for kind, k in chosen.items()]
+    draw_sheet(right, {"truth": truth[clips], "decoded": decoded[clips]}, words, clips_per_line=1)
     return fig
 
 
