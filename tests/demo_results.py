@@ -104,7 +104,8 @@ def test_the_references_are_beside_ours_and_know_nothing():
 
 def test_the_report_holds_every_figure_and_film():
     page = figures(PROFILE, "report.html").read_text(encoding="utf-8")
-    assert page.count("data:video/mp4;base64,") == len(PROFILE.data.subjects) + 1  # the longer video too
+    films = len(PROFILE.data.subjects) + 3  # and the recording on the cortex, the player, the longer video
+    assert page.count("data:video/mp4;base64,") == films
     assert page.count("data:image/webp;base64,") >= len(FIGURES)
 
 
