@@ -245,7 +245,7 @@ def load_arrays(folder: str | os.PathLike[str], *names: str) -> dict[str, np.nda
         if list(array.shape) != expected["shape"] or array.dtype.str != expected["dtype"]:
             raise ValueError(
                 f"{path} holds {array.dtype.str} {list(array.shape)}, but its manifest says "
-                f"{expected['dtype']} {expected['shape']}. {_again(folder)}"
+                f"{expected['dtype'][:80]} {str(expected['shape'])[:80]}. {_again(folder)}"
             )
         _check_content(path, manifest["files"][f"{name}.npy"]["sha256"])
         loaded[name] = array

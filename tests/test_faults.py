@@ -201,6 +201,16 @@ def test_a_manifest_that_does_not_match_its_arrays(tmp_path):
     assert not finished(folder, FACTS)
 
 
+def test_a_manifest_of_huge_entries_is_told_in_a_sentence(tmp_path):
+    folder = make_arrays(tmp_path)
+    manifest = files.read_json(folder / "manifest.json")
+    manifest["arrays"]["fmri"] |= {"dtype": "<i" + "9" * 5000, "shape": [9] * 5000}
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(ValueError, match="fmri.npy holds .*, but its manifest says <i999") as told:
+        load_arrays(folder)
+    assert len(str(told.value)) < 1000
+
+
 @pytest.mark.parametrize("name", ["../other/fmri", "/etc/hostname", "a/../../b", "", "x\ny"])
 def test_a_manifest_that_leads_out_of_its_folder(tmp_path, name):
     folder = make_arrays(tmp_path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from nfx.profile import PROFILES
 HERE = Path(__file__).resolve().parents[1]
 SCRIPTS = ("run_all.sh", "constraints.txt", "pyproject.toml")
 EVERY = 2  # steps between two checkpoints
+DATE = rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC"  # of the newest figure, in the report
 CHANGES = {
     "data": {
         # Of 64 pixels, as the demo's: at 32 libx264 was once seen to write other bytes for the same frames.
@@ -67,9 +69,10 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of everything that a run has made, by its path: arrays, tables, weights, figures, films, manifests.
 
-    Left out is what says when or how something was made: executed notebooks and their logs, and the engine's marks; and
-    what has served its time, which a run that was killed at the end of a job removes when it reads the result again.
-    Folders of two runs can be compared if both runs had the same root, which snapshots' config.json name.
+    Left out is what says when or how something was made: executed notebooks and their logs, the engine's marks, and the
+    date in the report; and what has served its time, which a run that was killed at the end of a job removes when it
+    reads the result again. Folders of two runs can be compared if both runs had the same root, which snapshots'
+    config.json name.
     """
     found = {}
     for top in ("data", "work", "figures"):
@@ -77,7 +80,8 @@ def contents(folder: Path) -> dict[str, str]:
             name = path.relative_to(folder)
             spent = {"executed", ".pieces", "blocks", "checkpoint"} & set(name.parts)
             if path.is_file() and not spent and not path.name.startswith("."):
-                found[name.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+                content = re.sub(DATE, b"", path.read_bytes()) if path.name == "report.html" else path.read_bytes()
+                found[name.as_posix()] = hashlib.sha256(content).hexdigest()
     return found
 
 
