@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from nfx.encoder import FMRIEncoder, interpolate_encoder
-from nfx.encoder.model import interpolate_positions, sin_cos_positions
+from nfx.encoder.model import interpolate_positions, sin_cos_positions, weight_count
 
 
 def encoder(voxels=30, window=2, seed=0, **sizes):
@@ -50,6 +51,25 @@ def test_a_snapshot_with_other_weights_is_refused(tmp_path, damage):
         weights["surplus"] = torch.zeros(1)
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"weights of a FMRIEncoder: 1 {damage}"):
+        FMRIEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("window, voxels, dim, depth", [(2, 30, 16, 2), (1, 32, 8, 1), (3, 17, 32, 4)])
+def test_weights_are_counted(window, voxels, dim, depth):
+    model = encoder(voxels, window, dim=dim, depth=depth)
+    sizes = {name: model.config[name] for name in ("patch_size", "heads", "tokens", "token_dim")}
+    assert weight_count(voxels, window, dim=dim, depth=depth, **sizes) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("size, value, told", [
+    ("depth", 10**30, "more weights than"), ("dim", 10**6, "more weights than"), ("tokens", -1, "gives no tokens"),
+    ("window", "2", "gives no window"),
+])  # fmt: skip
+def test_what_a_config_claims_is_compared_with_the_file_before_memory_is_taken(tmp_path, size, value, told):
+    encoder().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {size: value}))
+    with pytest.raises(ValueError, match=told):
         FMRIEncoder.from_pretrained(tmp_path)
 
 

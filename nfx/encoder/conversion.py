@@ -102,8 +102,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected a checkpoint of DC-MAE or MinD-Vis (.pth)")
-    lazily = zipfile.is_zipfile(path)  # the optimiser's states, most of the file, are then never read
     try:
+        lazily = zipfile.is_zipfile(path)  # the optimiser's states, most of the file, are then never read
         with torch.serialization.safe_globals([(Inert, name) for name in INERT_NAMES]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:

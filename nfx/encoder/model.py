@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from nfx.files import require_exact_weights
+from nfx.files import read_json, require_exact_weights
 
 
 def sin_cos_positions(count: int, dim: int) -> Tensor:
@@ -169,7 +170,15 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> FMRIEncoder:
-        """Load a snapshot, as in diffusers, but refuse one whose weights are not exactly those of this model."""
+        """Load a snapshot, as in diffusers, but refuse one whose weights are not exactly those of this model.
+
+        Raises
+        ------
+        ValueError
+            If weights are missing, unexpected, or far fewer than the sizes in config.json ask for, which is told before
+            memory is taken for them.
+        """
+        _refuse_claims(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         wanted = kwargs.pop("output_loading_info", False)
         model, report = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         require_exact_weights(report, pretrained_model_name_or_path, cls.__name__)
@@ -226,6 +235,40 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
             tokens = earlier(tokens)
         chosen = self.layers[layer]
         return chosen.spatial_attention.maps(chosen.spatial_norm(tokens))
+
+
+def weight_count(
+    voxels: int, window: int, patch_size: int, dim: int, depth: int, heads: int, tokens: int, token_dim: int
+) -> int:
+    """How many weights an encoder of these sizes has."""
+    attention, norm = 4 * dim * dim + 4 * dim, 2 * dim
+    layer = 2 * attention + 2 * (dim * dim + dim) + 3 * norm
+    patches = math.ceil(voxels / patch_size)
+    head = window * patches * tokens + dim * token_dim + token_dim * token_dim + 2 * token_dim
+    return patch_size * dim + dim + depth * layer + norm + head
+
+
+def _refuse_claims(folder: Path) -> None:
+    """ValueError if a snapshot's config.json asks for more weights than its files have bytes.
+
+    A layer too many costs time and memory before anything is found missing, and a damaged or hostile number asks for
+    more of them than there is memory.
+    """
+    config = folder / "config.json"
+    if not config.is_file():  # a name on the hub, or the error is diffusers' to tell
+        return
+    given = read_json(config)
+    names = ("voxels", "window", "patch_size", "dim", "depth", "heads", "tokens", "token_dim")
+    sizes: dict[str, Any] = {name: given.get(name) for name in names} if isinstance(given, dict) else {}
+    wrong = [name for name in names if not isinstance(sizes.get(name), int) or sizes[name] < 1]
+    if wrong:
+        raise ValueError(f"{config} gives no {wrong[0]}: expected the sizes of an fMRI encoder, whole numbers above 0")
+    held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if weight_count(**sizes) > held:
+        raise ValueError(
+            f"{config} asks for more weights than the {held} bytes of *.safetensors beside it can be: the snapshot is "
+            "damaged or of another model: copy, download or make it again"
+        )
 
 
 def interpolate_encoder(
