@@ -300,7 +300,7 @@ def test_every_block_of_python_is_run_by_some_test():
     for page in PAGES:
         blocks = [block for language, block in FENCE.findall(page.read_text(encoding="utf-8")) if language == "python"]
         if page.name == "extending.md":  # test_extending.py
-            assert len(blocks) == 6 or blocks
+            assert blocks
         elif page.name == "using_a_decoder.md":  # test_cli.py runs these lines
             assert blocks == [USE.format(clips=64, seed=2024, steps=8, guidance=4.0)]
         else:
