@@ -13,7 +13,7 @@ import numpy as np
 
 from nfx.plots import FRAMES_PER_SECOND, caption_band, upscale
 
-LEFT, CORTEX = 29_696, 59_412  # cortical vertices of the left hemisphere, the first ones, and of both
+LEFT, CORTEX = 29_696, 59_412  # cortical vertices of the left hemisphere and of both, the first of the grayordinates
 MILLIMETRES = 1.6  # of a pixel, on the flattened surface
 SHEET = 3.0  # mm from a vertex within which there is cortex
 REACH = 8.0  # mm from a vertex with a value within which a pixel shows it; one in four vertices lies about 4 mm apart

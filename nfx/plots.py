@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from pandas import DataFrame
 
     from nfx.profile import Profile
 
@@ -149,9 +148,9 @@ def markdown(table: pd.DataFrame, digits: int = 3) -> str:
 
 def draw_curves(
     ax: Axes,
-    own: DataFrame,
+    own: pd.DataFrame,
     columns: Mapping[str, str],
-    others: Sequence[DataFrame] = (),
+    others: Sequence[pd.DataFrame] = (),
     levels: Mapping[str, float] | None = None,
     smooth: int = 1,
 ) -> None:

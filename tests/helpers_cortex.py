@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nfx.attention.maps import CORTEX
 from nfx.attention.networks import NETWORKS
 from nfx.data import hierarchy_order, networks, parcels
+from nfx.flatmaps import CORTEX
 
 SIZE = 8  # voxels a patch
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from nfx.attention import attention_maps, received, to_cortex, to_voxels, total, unit_rows
-from nfx.attention.maps import CORTEX, LEFT, critical_layers, patch_means, sphere
+from nfx.attention.maps import critical_layers, patch_means, sphere
+from nfx.flatmaps import CORTEX, LEFT
 
 
 def softmax_maps(seed, clips=3, window=2, heads=4, patches=5, sharpness=1.0):

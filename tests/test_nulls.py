@@ -9,10 +9,11 @@ import pytest
 from helpers_cortex import NETWORK, PARCEL, PATCHES, SIZE, VERTEX
 
 from nfx.attention import nulls
-from nfx.attention.maps import CORTEX, LEFT, patch_means, sphere, to_voxels
+from nfx.attention.maps import patch_means, sphere, to_voxels
 from nfx.attention.networks import NETWORKS
 from nfx.attention.planted import smooth_maps
 from nfx.data import parcels
+from nfx.flatmaps import CORTEX, LEFT
 
 
 @pytest.fixture(scope="module")

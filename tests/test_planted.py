@@ -8,8 +8,9 @@ import pytest
 from helpers_cortex import NETWORK, PARCEL, PATCHES, SIZE, VERTEX
 
 from nfx.attention import planted
-from nfx.attention.maps import LEFT, patch_means, sphere
+from nfx.attention.maps import patch_means, sphere
 from nfx.attention.nulls import MapTest, spun_sources
+from nfx.flatmaps import LEFT
 
 SEGMENT, LENGTH = np.repeat([1, 2], 50), 5
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from nfx.attention.maps import CORTEX, LEFT, sphere
+from nfx.attention.maps import sphere
 from nfx.attention.networks import NETWORKS
-from nfx.flatmaps import flat_lookup, flat_picture
+from nfx.flatmaps import CORTEX, LEFT, flat_lookup, flat_picture
 from nfx.plots import BRAIN_CMAP, new_figure, panel_letter
 
 if TYPE_CHECKING:

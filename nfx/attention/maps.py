@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-CORTEX = 59_412  # cortical vertices, the first of the 91,282 grayordinates
-LEFT = 29_696  # cortical vertices of the left hemisphere, the first ones
+from nfx.flatmaps import CORTEX
 
 
 class AttentionMaps(NamedTuple):

@@ -25,11 +25,12 @@ import pandas as pd
 from scipy import stats
 
 from nfx.attention.analysis import CONTRASTS, contrast_table
-from nfx.attention.maps import LEFT, patch_means, sphere, to_voxels
+from nfx.attention.maps import patch_means, sphere, to_voxels
 from nfx.attention.networks import NETWORKS, in_region
 from nfx.attention.statistics import block_means, category_means, compare_networks, compare_stages, holm
 from nfx.data.voxels import MT_AND_LATERAL, VENTRAL
 from nfx.evaluation.controls import block_bootstrap
+from nfx.flatmaps import LEFT
 
 SPINS = 2000
 HIGHER_VISUAL = MT_AND_LATERAL + VENTRAL  # MMP parcels of the levels after V4 in `nfx.data.voxels.HIERARCHY`

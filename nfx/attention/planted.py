@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from nfx.attention.maps import LEFT, patch_means, sphere
+from nfx.attention.maps import patch_means, sphere
 from nfx.attention.networks import NETWORKS, in_region
 from nfx.attention.nulls import HIGHER_VISUAL, MapTest, map_tests, patch_weights, voxel_shares
 from nfx.attention.statistics import block_means, holm
+from nfx.flatmaps import LEFT
 
 DRAWS = 200
 EFFECTS = (2.0, 8.0)  # standard deviations of the map
