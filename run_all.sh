@@ -227,6 +227,7 @@ run_tests() {
   phase "the demo's results" pytest -q tests/demo_results.py
   phase "notebooks" pytest -q --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks/
   say "All passed in $(elapsed $SECONDS)"
+  python -m nfx.summary demo
   printf '%s' "$phases"
   tail -n 1 "$report"  # the count of unit tests ends the output
   rm -f "$report"

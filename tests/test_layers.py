@@ -18,7 +18,7 @@ LAYERS = (
     ("diffusion",),
     ("evaluation",),
     ("baselines", "attention"),
-    ("studies", "study_figures", "report", "launch", "memory", "preflight", "stand_ins", "model_card"),
+    ("studies", "study_figures", "report", "summary", "launch", "memory", "preflight", "stand_ins", "model_card"),
     ("doctor", "cli", "__main__"),
 )
 # What breaks the order, and why it may.
