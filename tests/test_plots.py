@@ -122,6 +122,11 @@ def test_video_is_read_back(tmp_path):
     np.testing.assert_allclose(frames[[0, 11]].mean(axis=(1, 2)), [[0, 200, 0], [90, 90, 90]], atol=8)
 
 
+@pytest.mark.parametrize(("width", "tree"), [(12, b"=0"), (20, b"=1"), (33, b"=0"), (64, b"=1")])
+def test_a_film_of_an_odd_number_of_blocks_has_no_macroblock_tree(tmp_path, width, tree):
+    assert b"mbtree" + tree in plots.write_video(clips(1, width=width), tmp_path / "a.mp4", smallest=1).read_bytes()
+
+
 def test_video_of_odd_size_and_bytes(tmp_path):
     first = plots.write_video(clips(1), tmp_path / "a.mp4", smallest=1).read_bytes()
     assert first == plots.write_video(clips(1), tmp_path / "b.mp4", smallest=1).read_bytes()
