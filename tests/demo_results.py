@@ -7,6 +7,7 @@ trained scores are compared with the tolerances stated here, and what must hold 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -33,6 +34,7 @@ FIGURES = (
     "figure_ablations",
     "figure_semantic_trend",
 )
+HEADLINE_ONLY = "NFX_HEADLINE_ONLY" in os.environ  # `run_all.sh` sets it where it leaves out the rows of Table 1
 
 
 def measured() -> dict[str, float]:
@@ -106,10 +108,10 @@ def test_the_report_holds_every_figure_and_film():
     page = figures(PROFILE, "report.html").read_text(encoding="utf-8")
     films = len(PROFILE.data.subjects) + 3  # and the recording on the cortex, the player, the longer video
     assert page.count("data:video/mp4;base64,") == films
-    assert page.count("data:image/webp;base64,") >= len(FIGURES)
+    assert page.count("data:image/webp;base64,") >= len(FIGURES) - HEADLINE_ONLY
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", [n for n in FIGURES if not (HEADLINE_ONLY and n == "figure_ablations")])
 def test_every_figure_is_there_in_both_formats(name):
     for suffix in ("png", "pdf"):
         assert figures(PROFILE, f"{name}.{suffix}").stat().st_size > 10_000

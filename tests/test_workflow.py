@@ -228,3 +228,16 @@ def test_one_broken_row_and_what_runs_again(pipeline):
         "05_ablations subject_row",
         "nfx.report demo",
     ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "spent", "unit", "left_out"),
+    [("", 4000, 3600, False), ("80", 850, 690, False), ("80", 1500, 1200, True), ("120", 1500, 1200, False)],
+)
+def test_table_1_is_left_out_of_the_test_where_its_time_would_not_do(limit, spent, unit, left_out):
+    script = (paths.ROOT / "run_all.sh").read_text()
+    function = script[script.index("too_slow_for_table_1()") : script.index("\nrun_tests()")]
+    environment = {name: value for name, value in os.environ.items() if name != "NFX_TEST_MINUTES"}
+    environment |= {"NFX_TEST_MINUTES": limit} if limit else {}
+    asked = subprocess.run(["bash", "-uc", f"{function}\nSECONDS={spent}; too_slow_for_table_1 {unit}"], env=environment)
+    assert asked.returncode == int(not left_out)
