@@ -4,7 +4,8 @@
     nfx publish demo decoder/ --repository OWNER/NAME         and a private repository on the hub
 
 The folder is an ordinary diffusers pipeline with the sampler that it was evaluated with, `decoder.json` (what it needs
-of a recording, `nfx.data.recording`), the card, README.md, and its picture, clips.png. Where the training ran is not told: no path of this machine is in it.
+of a recording, `nfx.data.recording`), the card, README.md, and its picture, clips.png. Where the training ran is not
+told: no path of this machine is in it.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def _copy(source: Path, target: Path, digest: str) -> None:
 
 
 def write_solver(folder: Path, solver: str) -> None:
-    """Put one of `nfx.diffusion.SOLVERS` in the place of a pipeline's DDIM sampler, where `from_pretrained` finds it."""
+    """Put one of `nfx.diffusion.SOLVERS` in the place of a folder's DDIM sampler, where `from_pretrained` finds it."""
     from diffusers import DDIMScheduler
 
     from nfx.diffusion import make_solver

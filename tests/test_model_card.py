@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import tiny_decoder
 import yaml
-from PIL import Image
 from huggingface_hub import ModelCard, constants, hf_api, snapshot_download
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from PIL import Image
 
 from nfx import files, paths, plots
 from nfx.data import load_subject
@@ -141,7 +141,8 @@ def test_the_card_shows_the_best_the_median_and_the_worst_clip_truth_above(profi
     assert list(rows) == ["truth", "decoded"]
     for row, clips in (("truth", run.test.truth), ("decoded", run.test.decoded)):
         np.testing.assert_array_equal(rows[row], np.asarray(clips)[places])
-    assert titles == [f"{kind}, score {score[k]:.3g}" for kind, k in zip(("best", "median", "worst"), places, strict=True)]
+    kinds = zip(("best", "median", "worst"), places, strict=True)
+    assert titles == [f"{kind}, score {score[k]:.3g}" for kind, k in kinds]
     stamped, plain = (np.asarray(Image.open(BytesIO(drawn[k])).convert("RGB")).astype(int) for k in (1, 3))
     red = lambda picture: ((picture[..., 0] > 140) & (picture[..., 1] < 60)).sum()  # noqa: E731
     assert red(stamped) > 50 and red(plain) == 0
