@@ -66,8 +66,7 @@ def commands(source: Path) -> list[str]:
     """
     text = text_of(source)
     if source.suffix == ".sh":
-        named = re.findall(r"\./run_all\.sh(?: [\w./=-]+)*", text)
-        return list(dict.fromkeys(command.rstrip(".") for command in named))
+        return list(dict.fromkeys(re.findall(r"\./run_all\.sh(?: [\w/=-]+(?:\.\w+)*)*", text)))
     found = []
     for language, block in FENCE.findall(text):
         if language in ("bash", "sh", "console"):
