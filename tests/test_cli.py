@@ -78,7 +78,7 @@ HELP = {
 def test_every_command_s_help_stands_alone_in_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = helped(capsys, command)
-    assert max(map(len, text.splitlines())) < 80
+    assert max(map(len, text.splitlines())) <= 80
     usage, what, *_ = text.split("\n\n")
     assert usage.startswith(f"usage: nfx {command} ") and len(what) > 100
     arguments, written = HELP[command]

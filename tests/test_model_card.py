@@ -123,6 +123,9 @@ def test_a_decoder_samples_as_it_was_evaluated_wherever_it_is_read(profile, tmp_
     np.testing.assert_array_equal(decode(load_pipeline(published), windows, **how), expected)
     assert not caplog.records and type(pipeline.scheduler) is type(make_solver(solver, trained.scheduler))
     assert read_needs(published).solver == solver
+    pipeline.save_pretrained(tmp_path / "again")
+    again = NeuralFlixPipeline.from_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(decode(again, windows, **how), expected)
     card = (published / "README.md").read_text()
     assert f"decoded by {TITLES[solver]} in 4 steps with guidance 2.0" in card and "DDIM" not in card
 
