@@ -12,6 +12,66 @@ if TYPE_CHECKING:
     import numpy as np
 
 OUTPUTS = (".mp4", ".gif", ".npy")
+# Help texts are wrapped here, for 80 columns: argparse would run examples together.
+FETCH = """\
+Fetch the published data set (Wen et al. 2018) and the pre-trained models that a
+profile names, and check them. What is there and whole is kept; an interrupted
+call goes on. A simulated profile needs nothing from anywhere.
+"""
+FETCH_END = """\
+reads    the profile; from the network the data set's server and the model hub
+         (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and proxies apply)
+writes   the data set below the profile's data.root, about 15 GB a subject; the
+         models into the hub's cache (HF_HOME), recorded in data/models.json
+
+examples:
+  nfx fetch paper
+  nfx fetch paper --only data --subjects 1
+
+exit status: 0 all is there and checked; 1 something could not be fetched, or is
+damaged, said in one sentence; 2 wrong options
+"""
+DECODE = """\
+Decode one film's recordings of a subject to video, 2 s a clip, with a decoder
+that 'nfx publish' wrote or that was downloaded from a model hub. Several
+recordings of the same film are averaged first, which takes noise away. Give
+--clips alone for recordings in the published layout, else --onset. Solver,
+steps, guidance and seed are those of the decoder's evaluation.
+"""
+DECODE_END = """\
+reads    the recordings, of each the JSON file beside it if there is one, and
+         the decoder's folder, compared with its manifest
+writes   FILE: a film of 3 frames a second (.mp4, .gif), or an array of uint8
+         (clips, frames, height, width, 3) (.npy); prints how much it holds
+
+examples:
+  nfx decode test1_*.dtseries.nii --decoder decoder --clips 240 --out test1.mp4
+  nfx decode mine.dtseries.nii --decoder decoder --onset 12 --out mine.gif
+
+exit status: 0 written; 1 a recording or the decoder is missing, damaged or does
+not fit, said in one sentence; 2 wrong options
+"""
+PUBLISH = """\
+Copy a trained and evaluated decoder to a folder that stands alone: weights, the
+sampler that it was evaluated with, which voxels it reads, and a model card with
+data, sizes, scores, clips, licence and limits. Nothing is uploaded unless
+--repository is given.
+"""
+PUBLISH_END = """\
+reads    in work/<profile>/ the decoder, its clips and scores (notebook 03) and
+         the subject (01); figures/<profile>/ssim_controls.csv if it is there
+writes   the folder: a diffusers pipeline, decoder.json, README.md (the card),
+         clips.png, manifest.json; with --repository also that repository of the
+         hub (HF_TOKEN, or hf auth login; HF_ENDPOINT names another hub)
+
+examples:
+  nfx publish demo decoder
+  nfx publish demo decoder --subject 2 --row 8 --repository OWNER/NAME
+
+exit status: 0 written, and uploaded if asked; 1 the decoder is not there or not
+scored, the folder is not empty, no licence is known, or the hub refuses, said
+in one sentence; 2 wrong options
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,11 +107,11 @@ def fetch(arguments: Sequence[str]) -> None:
 
     parser = argparse.ArgumentParser(
         prog="nfx fetch",
-        description="Fetch the published data set (Wen et al. 2018, about 15 GB a subject) and the pre-trained models "
-        "that a profile names, and check them. What is there and whole is kept; an interrupted call goes on. A "
-        "simulated profile needs nothing from anywhere.",
+        description=FETCH,
+        epilog=FETCH_END,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("profile", help="paper, or a YAML file")
+    parser.add_argument("profile", help="demo, paper, or a YAML file")
     parser.add_argument("--only", choices=["data", "weights"], help="one of the two; default: both")
     parser.add_argument("--subjects", type=int, nargs="+", help="default: the profile's")
     parser.add_argument(
@@ -93,9 +153,9 @@ def decode(arguments: Sequence[str]) -> None:
     """Decode recordings of a subject to video with a trained decoder."""
     parser = argparse.ArgumentParser(
         prog="nfx decode",
-        description="Decode one film's recordings of a subject to video, 2 s a clip, with a decoder that 'nfx publish' "
-        "wrote or that was downloaded from a model hub. Several recordings of the same film are averaged first, which "
-        "takes noise away. Give --clips alone for recordings in the published layout, else --onset.",
+        description=DECODE,
+        epilog=DECODE_END,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recordings", nargs="+", metavar="RECORDING", help=".dtseries.nii files, fsLR 32k")
     parser.add_argument("--decoder", required=True, metavar="FOLDER", help="a published decoder")
@@ -103,7 +163,7 @@ def decode(arguments: Sequence[str]) -> None:
     parser.add_argument("--clips", type=int, help="2-s clips of the film; with --onset default: as many as fit")
     parser.add_argument("--onset", type=float, help="when the film begins, s after the recording's first volume")
     parser.add_argument("--tr", type=float, help="repetition time, s; default: JSON file beside it, else header")
-    parser.add_argument("--steps", type=int, help="DDIM steps; default: as the decoder was evaluated")
+    parser.add_argument("--steps", type=int, help="evaluations of the UNet; default: as it was evaluated")
     parser.add_argument("--guidance", type=float, help="weight of the recording; default: as it was evaluated")
     parser.add_argument("--seed", type=int, help="of the noise; default: as it was evaluated")
     given = parser.parse_args(arguments)
@@ -112,6 +172,8 @@ def decode(arguments: Sequence[str]) -> None:
         raise ValueError(f"--out is {given.out}: expected a name that ends in {', '.join(OUTPUTS)}")
     if given.tr is not None and given.onset is None:
         raise ValueError("--tr says nothing without --onset: recordings in the published layout have 2 s")
+    if given.steps is not None and given.steps < 1:
+        raise ValueError(f"--steps is {given.steps}: expected 1 or more")
 
     from nfx.data.recording import read_needs, read_windows
 
@@ -126,7 +188,7 @@ def decode(arguments: Sequence[str]) -> None:
         windows,
         clip_ids=range(len(windows)),
         seed=needs.seed if given.seed is None else given.seed,
-        steps=given.steps or needs.steps,
+        steps=needs.steps if given.steps is None else given.steps,
         guidance=needs.guidance if given.guidance is None else given.guidance,
     )
     _write(clips, out)
@@ -159,9 +221,9 @@ def publish(arguments: Sequence[str]) -> None:
     """Write a trained decoder with its model card to a folder, and on request to a model hub."""
     parser = argparse.ArgumentParser(
         prog="nfx publish",
-        description="Copy a trained and evaluated decoder to a folder that stands alone: weights, which voxels it "
-        "reads, and a model card with data, sizes, scores, licence and limits. Nothing is uploaded unless --repository "
-        "is given.",
+        description=PUBLISH,
+        epilog=PUBLISH_END,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("profile", help="demo, paper, or a YAML file")
     parser.add_argument("folder", help="new folder to write")

@@ -33,6 +33,24 @@ if TYPE_CHECKING:
     from nfx.profile import Profile
 
 COMMAND = "python -m nfx.doctor"
+HELP = """\
+Print what somebody else needs to know to help, to be pasted in an issue:
+versions, hardware, threads, data, models, results, disk, and the end of the log
+of the stage that failed last. Names of user and machine, tokens and passwords
+are taken out.
+"""
+HELP_END = """\
+reads    the profile, its data and models as 'nfx check' does, and what is in
+         work/<profile>/; no network
+writes   nothing; prints the report
+
+examples:
+  {command}
+  {command} paper --contents
+
+exit status: 0 nothing is amiss; 1 something is missing or damaged, and the
+report says what; 2 wrong options
+"""
 LOG_LINES = 40  # of the stage that failed last
 # Variables that change what a run does; of others whose values are nobody's business only that they are set.
 TOLD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "PYTORCH_CUDA_ALLOC_CONF",
@@ -249,7 +267,12 @@ def _text(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """The command: prints the report; status 1 if something is missing or damaged."""
-    parser = argparse.ArgumentParser(prog=command, description="Print what somebody needs to know to help.")
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=HELP,
+        epilog=HELP_END.format(command=command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("profile", nargs="?", default="demo", help="demo (default), paper, or a YAML file")
     parser.add_argument("--contents", action="store_true", help="compare every file of every result with its SHA-256")
     given = parser.parse_args(arguments)

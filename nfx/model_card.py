@@ -3,8 +3,9 @@
     nfx publish demo decoder/                                 a folder; nothing leaves this machine
     nfx publish demo decoder/ --repository OWNER/NAME         and a private repository on the hub
 
-The folder is an ordinary diffusers pipeline, with `decoder.json` (what it needs of a recording, `nfx.data.recording`)
-and the card, README.md. Where the training ran is not told: no path of this machine is in it.
+The folder is an ordinary diffusers pipeline with the sampler that it was evaluated with, `decoder.json` (what it needs
+of a recording, `nfx.data.recording`), the card, README.md, and its picture, clips.png. Where the training ran is not
+told: no path of this machine is in it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pandas as pd
 
 from nfx import __version__, files, paths
 from nfx.data.recording import NEEDS, Needs, needs_of, read_needs, write_needs
-from nfx.evaluation.decoded import load_run, run_folder
+from nfx.evaluation.decoded import DecodedRun, load_run, run_folder
 from nfx.evaluation.tables import METRICS, of_part, score_table
 from nfx.report import read_table
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from nfx.profile import Profile
 
 CARD = "README.md"
+CLIPS = "clips.png"
+SHOWN_BY = "image_top1_1"  # column of the scores that chooses the clips of the picture, as in notebook 04
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 TEXTS = (".json", ".md")
 # A decoder is a derivative of the diffusion model that it was fine-tuned from, and takes over its licence.
@@ -64,7 +67,8 @@ def publish(profile: Profile, subject: int, row: int, folder: str | Path, licenc
     Returns
     -------
     Path
-        The folder: the pipeline's, with `decoder.json`, README.md and a manifest. It appears when all of it is there.
+        The folder: the pipeline's, with `decoder.json`, README.md, clips.png and a manifest. Its sampler is the one
+        that the profile's clips were decoded with. It appears when all of it is there.
 
     Raises
     ------
@@ -88,13 +92,16 @@ def publish(profile: Profile, subject: int, row: int, folder: str | Path, licenc
             "voxels are not known: run notebooks/03_diffusion_fine_tuning.ipynb again"
         )
     licence = licence or _licence(profile)
-    scores = of_part(load_run(profile, subject, row).scores, "test")
+    run = load_run(profile, subject, row)
+    scores = of_part(run.scores, "test")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "decoder"
         for name, entry in manifest["files"].items():
             _copy(source / name, made / name, entry["sha256"])
+        write_solver(made, profile.sampling.solver)
         write_needs(made, needs_of(profile, subject))
+        write_clips(made, run, profile)
         card = model_card(profile, subject, row, made, manifest, score_table(scores, profile.evaluation), licence)
         (made / CARD).write_text(card, encoding="utf-8")
         _refuse_machine_paths(made)
@@ -117,6 +124,42 @@ def _copy(source: Path, target: Path, digest: str) -> None:
         files.write_json(target, content)
     else:
         shutil.copyfile(source, target)
+
+
+def write_solver(folder: Path, solver: str) -> None:
+    """Put one of `nfx.diffusion.SOLVERS` in the place of a folder's DDIM sampler, where `from_pretrained` finds it."""
+    from diffusers import DDIMScheduler
+
+    from nfx.diffusion import make_solver
+
+    if solver == "ddim":  # which it has already
+        return
+    sampler = make_solver(solver, DDIMScheduler.from_pretrained(folder, subfolder="scheduler"))
+    sampler.save_pretrained(folder / "scheduler")
+    index = files.read_json(folder / "model_index.json")
+    index["scheduler"] = [type(sampler).__module__, type(sampler).__name__]
+    files.write_json(folder / "model_index.json", index)
+
+
+def write_clips(folder: Path, run: DecodedRun, profile: Profile) -> None:
+    """Draw clips.png: the test clips with the best, the median and the worst score, the truth above what was decoded.
+
+    Scored by the n-way image accuracy with one correct class. Simulated data are stamped.
+    """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from nfx.evaluation.figures import best_median_worst
+    from nfx.plots import contact_sheet, write_figure
+
+    score = of_part(run.scores, "test")[SHOWN_BY].to_numpy()
+    chosen = best_median_worst(score)
+    places = list(chosen.values())
+    rows = {"truth": np.asarray(run.test.truth)[places], "decoded": np.asarray(run.test.decoded)[places]}
+    titles = [f"{kind}, score {score[place]:.3g}" for kind, place in chosen.items()]
+    fig = contact_sheet(rows, titles, clips_per_line=1)
+    write_figure(fig, folder / CLIPS, profile.simulated, dpi=120)
+    plt.close(fig)
 
 
 def _licence(profile: Profile) -> str:
@@ -164,6 +207,8 @@ def model_card(
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+    from nfx.diffusion.solvers import TITLES
+
     needs, data = read_needs(folder), profile.data
     base = profile.models.stable_diffusion.partition("@")[0]
     base = base if paths.is_hub_name(base) else ""
@@ -190,6 +235,8 @@ def model_card(
         row=row,
         needs=needs,
         needs_file=NEEDS,
+        solver=TITLES[needs.solver],
+        clips_file=CLIPS,
         version=__version__,
         use=use(needs, data.test_volumes),
         parts=[_part(folder, part) for part in ("unet", "fmri_encoder", "vae")],

@@ -81,27 +81,35 @@ def save_figure(fig: Figure, profile: Profile, name: str, dpi: int = 200) -> Pat
     -------
     Path of the PNG
     """
-    from nfx.files import write_atomically
     from nfx.paths import figures
 
     if Path(name).suffix in {".png", ".pdf"} or "/" in name:
         raise ValueError(f"figure name {name!r}: expected a plain name without folder and suffix, e.g. 'figure_2'")
+    folder = figures(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix in ("png", "pdf"):
+        write_figure(fig, folder / f"{name}.{suffix}", profile.simulated, dpi)
+    return folder / f"{name}.png"
+
+
+def write_figure(fig: Figure, path: Path, simulated: bool, dpi: int = 200) -> None:
+    """Write a figure as PNG or PDF, as the name ends, with the stamp of simulated data where it is due."""
+    from nfx.files import write_atomically
+
+    suffix = path.suffix.removeprefix(".")
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None}}[suffix]
     stamp = None
-    if profile.simulated:
+    if simulated:
         # Below the lower edge: the tight bounding box takes it in, and it can overlap nothing.
         stamp = fig.text(
             1, -0.01, "simulated data", ha="right", va="top", fontsize=11, color="#B00020", fontweight="bold"
         )
-    folder = figures(profile)
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            with write_atomically(folder / f"{name}.{suffix}") as path:
-                fig.savefig(path, format=suffix, dpi=dpi, metadata=metadata, bbox_inches="tight", facecolor="white")
+        with write_atomically(path) as temporary:
+            fig.savefig(temporary, format=suffix, dpi=dpi, metadata=metadata, bbox_inches="tight", facecolor="white")
     finally:
         if stamp is not None:
             stamp.remove()
-    return folder / f"{name}.png"
 
 
 def save_table(table: pd.DataFrame, profile: Profile, name: str, digits: int = 3) -> Path:

@@ -27,6 +27,22 @@ if TYPE_CHECKING:
     from nfx.profile import Profile
 
 COMMAND = "python -m nfx.preflight"
+HELP = """\
+Check that a run of a profile has what it needs, before it starts: packages,
+data, models, disk, and the GPU memory that each step is estimated to take.
+"""
+HELP_END = """\
+reads    the profile, constraints.txt, headers and sizes of the data, and all of
+         the fetched models, whose SHA-256 is compared; no network
+writes   nothing; prints a table of item, state, detail
+
+examples:
+  {command} paper
+  {command} paper --slurm
+
+exit status: 0 a run can start; 1 something is missing, damaged or too small,
+and the last line names it; 2 wrong options
+"""
 PACKAGES = ("torch", "diffusers", "transformers")
 FAULTS = ("missing", "truncated", "misnamed", "damaged", "too small", "another's")  # states with which a run would fail
 GRAYORDINATES, CORTEX = 91282, 59412  # of a CIFTI file, and of them on the surface
@@ -438,8 +454,13 @@ def table_text(table: pd.DataFrame) -> str:
 
 def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None:
     """The command: prints the table; status 1 if something that a run needs is not there."""
-    parser = argparse.ArgumentParser(prog=command, description="Check that a run of a profile has what it needs.")
-    parser.add_argument("profile", help="paper, or a YAML file")
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=HELP,
+        epilog=HELP_END.format(command=command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("profile", help="demo, paper, or a YAML file")
     parser.add_argument("--slurm", action="store_true", help="the jobs run elsewhere: do not look at GPUs here")
     given = parser.parse_args(arguments)
     try:

@@ -33,6 +33,23 @@ if TYPE_CHECKING:
     from nfx.profile import Profile
 
 COMMAND = "python -m nfx.report"
+HELP = """\
+Put all figures, tables and films of a run on one page, in the paper's order,
+with what the paper states beside what the tables say of it. The page needs no
+other file and no network.
+"""
+HELP_END = """\
+reads    figures/<profile>/, what the notebooks wrote there; manifests of the
+         decoders in work/<profile>/
+writes   figures/<profile>/report.html, and prints its name and size
+
+examples:
+  {command}
+  {command} paper
+
+exit status: 0 written; 1 there is nothing to show, or a file is damaged or
+gone, said in one sentence; 2 wrong options
+"""
 TEMPLATES = Path(__file__).parent / "templates"
 REPORT = "report.html"
 SHOWN = {".png": "picture", ".mp4": "film", ".csv": "table"}
@@ -471,8 +488,13 @@ def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> None
     """The command: writes the page and says where it is."""
     from nfx.profile import load_profile
 
-    parser = argparse.ArgumentParser(prog=command, description="One page with all figures, tables and films.")
-    parser.add_argument("profile", nargs="?", default="demo", help="demo, paper, or a YAML file")
+    parser = argparse.ArgumentParser(
+        prog=command,
+        description=HELP,
+        epilog=HELP_END.format(command=command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("profile", nargs="?", default="demo", help="demo (default), paper, or a YAML file")
     given = parser.parse_args(arguments)
     try:
         path = write_report(load_profile(given.profile))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import shlex
 import subprocess
 import sys
 
@@ -54,11 +57,65 @@ def test_help_lists_every_command_with_a_sentence(capsys):
         assert f"  {name} " in text and run.__doc__.splitlines()[0] in text
 
 
+# Of each command: its arguments and options, and what it writes.
+HELP = {
+    "fetch": (["profile", "--only", "--subjects", "--accept"], ["data.root", "data/models.json"]),
+    "check": (["profile", "--slurm"], ["nothing", "table"]),
+    "doctor": (["profile", "--contents"], ["nothing", "report"]),
+    "decode": (
+        ["RECORDING", "--decoder", "--out", "--clips", "--onset", "--tr", "--steps", "--guidance", "--seed"],
+        [".mp4", ".gif", ".npy"],
+    ),
+    "report": (["profile"], ["figures/<profile>/report.html"]),
+    "publish": (
+        ["profile", "folder", "--subject", "--row", "--licence", "--repository", "--public"],
+        ["decoder.json", "README.md", "clips.png", "manifest.json"],
+    ),
+}
+
+
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
-def test_every_command_s_help_stands_alone(command, capsys):
+def test_every_command_s_help_stands_alone_in_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     text = helped(capsys, command)
-    assert text.startswith("usage: ") and len(text.split("\n\n")[1]) > 30
-    assert command == "doctor" or f"nfx {command}" in text
+    assert max(map(len, text.splitlines())) <= 80
+    usage, what, *_ = text.split("\n\n")
+    assert usage.startswith(f"usage: nfx {command} ") and len(what) > 100
+    arguments, written = HELP[command]
+    listed = re.findall(r"^  ([\w-]+)", text.split("examples:")[0], flags=re.MULTILINE)
+    assert sorted(listed) == sorted([*arguments, "-h"])
+    reads, writes = re.search(r"^reads    (.*?)^writes   (.*?)\n\n", text, flags=re.MULTILINE | re.DOTALL).groups()
+    assert reads.strip() and all(file in writes for file in written), writes
+    assert re.search(r"exit status: 0 .*; 1 .*;\s2 wrong options$", text.strip(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_the_examples_of_the_help_are_understood(command, capsys, monkeypatch):
+    """Each is run until its options are parsed; a wrong one would end with status 2."""
+    examples = re.findall(r"^  nfx (.*)$", helped(capsys, command).split("examples:")[1], flags=re.MULTILINE)
+    assert len(examples) >= 2
+
+    class Understood(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(self, *given, **options):
+        raise Understood(parse(self, *given, **options))
+
+    for example in examples:
+        name, *rest = shlex.split(example)
+        assert name == command
+        with monkeypatch.context() as patch, pytest.raises(Understood):
+            patch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+            cli.COMMANDS[name](rest)
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_a_wrong_option_ends_with_the_status_that_the_help_names(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--none-such"])
+    assert stopped.value.code == 2 and "usage: nfx" in capsys.readouterr().err
 
 
 def test_a_command_that_is_none_is_refused(capsys):
@@ -117,6 +174,7 @@ def test_faults_of_decode_are_one_sentence_before_a_model_is_loaded(decoder, rec
     common = [recording, "--decoder", decoder]
     assert "expected a name that ends in .mp4" in refused("decode", *common, "--clips", 8, "--out", "x.avi")
     assert "--tr says nothing" in refused("decode", *common, "--clips", 8, "--tr", 2, "--out", "x.npy")
+    assert "--steps is 0" in refused("decode", *common, "--clips", 8, "--steps", 0, "--out", "x.npy")
     assert "nfx decode: " in refused("decode", *common, "--out", "x.npy")
     assert "does not exist" in refused(
         "decode", tmp_path / "none", "--decoder", decoder, "--clips", 8, "--out", "x.npy"

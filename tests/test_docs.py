@@ -1,4 +1,4 @@
-"""Every command of every page is run, or shown to exist and to take its options; links and names hold.
+"""Every command of every page, notebook and of run_all.sh's head is run, or exists and takes its options; links hold.
 
 Each command of a page goes to the check of the program that it begins with (`CHECKS`). What nobody can check here
 stands in `NOT_CHECKED` with its reason. A command that is in neither fails.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import json
 import os
 import re
 import shlex
@@ -18,12 +19,15 @@ import tomllib
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOURCES = [*PAGES, *NOTEBOOKS, ROOT / "run_all.sh"]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 PROGRAMS = r"(?:\./run_all\.sh|\.ci/run|\.venv/bin/\w|python -m |nfx (?:fetch|check|doctor|decode|report|publish)\b|conda |hf |pip )"  # noqa: E501
 DEVELOPMENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
@@ -31,6 +35,8 @@ DEVELOPMENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["o
 # What stands in a page for something of the reader's, and what is put there here.
 OF_THE_READER = {
     "data/mine/profile.yaml": "nfx/profiles/paper.yaml",
+    "data/paper_24gb.yaml": "nfx/profiles/paper.yaml",
+    "FILE.yaml": "nfx/profiles/paper.yaml",
     "--slurm=FOLDER": "--slurm=workflow/profiles/slurm",
 }
 # Commands that nothing here can check -> why not.
@@ -43,9 +49,24 @@ NOT_CHECKED = {
 # --- what the pages hold -------------------------------------------------------------------------------------
 
 
-def commands(page: Path) -> list[str]:
-    """Commands in a page's shell blocks, and between backticks in its text; comments are left out, lines joined."""
-    text = page.read_text(encoding="utf-8")
+def text_of(source: Path) -> str:
+    """What a reader reads of a page, of a notebook (its Markdown), or of run_all.sh (its head)."""
+    text = source.read_text(encoding="utf-8")
+    if source.suffix == ".ipynb":
+        return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    if source.suffix == ".sh":
+        return text.split("\nset -", 1)[0]
+    return text
+
+
+def commands(source: Path) -> list[str]:
+    """Commands in a page's shell blocks, and between backticks in its text; comments are left out, lines joined.
+
+    The head of run_all.sh has no backticks: there a command goes from the script's name to the first gap or sign.
+    """
+    text = text_of(source)
+    if source.suffix == ".sh":
+        return list(dict.fromkeys(re.findall(r"\./run_all\.sh(?: [\w/=-]+(?:\.\w+)*)*", text)))
     found = []
     for language, block in FENCE.findall(text):
         if language in ("bash", "sh", "console"):
@@ -58,11 +79,15 @@ def commands(page: Path) -> list[str]:
     return list(dict.fromkeys(command for command in told if command and not command.startswith("#")))
 
 
-EVERY = [(page, command) for page in PAGES for command in commands(page)]
+EVERY = [(source, command) for source in SOURCES for command in commands(source)]
 
 
 def test_pages_are_read():
-    assert len(EVERY) > 50 and {page for page, _ in EVERY} >= set(PAGES) - {ROOT / "docs" / "decisions.md"}
+    silent = {ROOT / "docs" / "decisions.md"}
+    assert len(EVERY) > 50 and {source for source, _ in EVERY} >= {*PAGES, ROOT / "run_all.sh"} - silent
+    head = commands(ROOT / "run_all.sh")
+    assert {"./run_all.sh FILE.yaml", "./run_all.sh demo --cores 1", "./run_all.sh evidence"} <= set(head)
+    assert any(source in NOTEBOOKS for source, _ in EVERY)
     assert any(command.startswith("aws") and "--include" in command for _, command in EVERY), (
         "continued lines are joined"
     )
@@ -221,7 +246,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", SOURCES, ids=lambda page: page.name)
 def test_every_command_of_the_page_is_there_and_takes_its_options(page, parse_alone):
     for command in commands(page):
         if command in NOT_CHECKED:
@@ -314,6 +339,32 @@ def test_the_description_of_other_data_is_one():
     Recordings.model_validate(yaml.safe_load(block))
 
 
+@pytest.mark.slow
+def test_the_profile_for_24_gb_is_one_and_fits_by_the_estimate(tmp_path):
+    """The page's keys put into a copy of paper.yaml; Stable Diffusion's sizes from its configuration alone."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from nfx import memory, preflight
+    from nfx.profile import load_profile
+
+    page = (ROOT / "docs/paper_on_a_cluster.md").read_text(encoding="utf-8")
+    (block,) = [text for kind, text in FENCE.findall(page) if kind == "yaml"]
+    content = yaml.safe_load((ROOT / "nfx/profiles/paper.yaml").read_text(encoding="utf-8"))
+    for key, value in yaml.safe_load(block).items():
+        content[key] = {**content[key], **value} if isinstance(value, dict) else value
+    content["models"]["stable_diffusion"] = str(tmp_path)
+    file = tmp_path / "paper_24gb.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with torch.device("meta"):
+        UNet2DConditionModel(sample_size=64, **preflight.UNET).save_config(tmp_path / "unet")
+        AutoencoderKL(**preflight.AUTOENCODER).save_config(tmp_path / "vae")
+    needed = memory.estimate(load_profile(file))
+    assert max(needed.values()) < 24e9 and max(needed, key=needed.__getitem__) == "pretraining"
+    row = next(line for line in (ROOT / "docs/real_data.md").read_text().splitlines() if "[for 24 GB]" in line)
+    assert [int(cell) for cell in row.split("|")[2:-1]] == [round(value / 1e9) for value in needed.values()]
+
+
 # --- links and names -----------------------------------------------------------------------------------------
 
 
@@ -377,6 +428,99 @@ def test_tables_that_show_a_measurement_are_in_the_report():
     text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
     measured = [name for part in re.findall(r"Measured[^|]*", text) for name in re.findall(r"`(\w+)`", part)]
     assert len(measured) > 12 and set(measured) <= known, sorted(set(measured) - known)
+
+
+# --- how long reading takes ----------------------------------------------------------------------------------
+
+READING = ROOT / "docs" / "reading.md"
+READING_ROW = re.compile(r"^\| (\d+) \| \[[^]]+\]\(([^)]+)\) \| (.+?) \| .+ \|$", flags=re.MULTILINE)
+
+
+class Amount(NamedTuple):
+    """What a section holds to read: words, figures and films, printed lines, lines of code."""
+
+    words: int = 0
+    figures: int = 0
+    printed: int = 0
+    code: int = 0
+
+    def __add__(self, other: Amount) -> Amount:  # type: ignore[override]
+        return Amount(*(one + more for one, more in zip(self, other, strict=True)))
+
+    def minutes(self, with_code: bool) -> float:
+        """As docs/reading.md says that it counts."""
+        return self.words / 200 + self.figures / 2 + (self.printed + with_code * self.code) * 2 / 60
+
+
+def sections(notebook: Path) -> dict[str, Amount]:
+    """What each section of a notebook holds, by its heading without brackets; the first is the introduction."""
+    found: dict[str, Amount] = {}
+    title = "introduction"
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            for line in text.splitlines():
+                if line.startswith("## "):
+                    title = re.sub(r" \([^)]*\)$", "", line.removeprefix("## "))
+                found[title] = found.get(title, Amount()) + Amount(words=len(line.split()))
+            continue
+        amount = Amount(code=sum(bool(line.strip()) for line in text.splitlines()))
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            if any(kind.startswith("image/") for kind in data) or "<video" in "".join(data.get("text/html", "")):
+                amount += Amount(figures=1)
+            else:
+                printed = "".join(output.get("text", data.get("text/plain", "")))
+                amount += Amount(printed=len(printed.splitlines()))
+        found[title] = found.get(title, Amount()) + amount
+    return found
+
+
+def reading_minutes(target: str, named: str, with_code: bool) -> float:
+    """Minutes that a row of docs/reading.md takes: sections of a notebook, or a page."""
+    path = (READING.parent / target).resolve()
+    if path.suffix == ".md":
+        assert named == "*all*", f"{target}: pages are read whole"
+        return Amount(words=len(path.read_text(encoding="utf-8").split())).minutes(with_code)
+    held = sections(path)
+    names = list(held) if named == "*all*" else [name.strip("*") for name in named.split("; ")]
+    assert set(names) <= set(held), f"{path.name} has no section {sorted(set(names) - set(held))}"
+    return sum((held[name] for name in names), Amount()).minutes(with_code)
+
+
+def test_how_long_reading_takes_is_what_the_notebooks_hold():
+    """A minute off is let pass, so that mending a sentence does not fail; the sums are those of the rows."""
+    text = READING.read_text(encoding="utf-8")
+    for part in text.split("\n## ")[1:]:
+        with_code = part.startswith("An engineer")
+        rows = READING_ROW.findall(part)
+        assert len(rows) >= 6
+        for stated, target, named in rows:
+            counted = reading_minutes(target, named, with_code)
+            assert abs(int(stated) - counted) <= 1, f"docs/reading.md, {target}: {stated} minutes, now {counted:.1f}"
+        assert int(re.search(r"In all \*\*(\d+) minutes\*\*", part)[1]) == sum(int(row[0]) for row in rows)
+    first = text.split("\n## ")[1]
+    assert "an hour" in first.splitlines()[0] and sum(int(row[0]) for row in READING_ROW.findall(first)) <= 60
+    every = sum((sum(sections(path).values(), Amount()) for path in NOTEBOOKS), Amount())
+    without, with_code = map(int, re.search(r"\*\*(\d+) minutes\*\*; with the code \*\*(\d+)\*\*", text).groups())
+    assert abs(without - every.minutes(False)) <= 2 and abs(with_code - every.minutes(True)) <= 2
+
+
+def test_reading_is_counted_as_by_hand(tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["# 1. A title\n", "two words"]},
+        {"cell_type": "markdown", "source": ["## The noise (Eq. 7)\n", "word " * 196]},
+        {
+            "cell_type": "code", "source": ["a = 1\n", "\n", "b = 2"],
+            "outputs": [{"text": ["one\n", "two\n"]}, {"data": {"image/jpeg": "", "text/plain": ["<Figure>"]}}],
+        },
+    ]  # fmt: skip
+    path = tmp_path / "a.ipynb"
+    path.write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    held = sections(path)
+    assert held == {"introduction": Amount(words=6), "The noise": Amount(201, figures=1, printed=2, code=2)}
+    assert held["The noise"].minutes(False) == pytest.approx(201 / 200 + 1 / 2 + 4 / 60)
+    assert held["The noise"].minutes(True) == pytest.approx(201 / 200 + 1 / 2 + 8 / 60)
 
 
 # --- API pages -----------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 
 import fake_hub
 import numpy as np
@@ -12,13 +13,17 @@ import tiny_decoder
 import yaml
 from huggingface_hub import ModelCard, constants, hf_api, snapshot_download
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from PIL import Image
 
-from nfx import files, paths
+from nfx import files, paths, plots
+from nfx.data import load_subject
 from nfx.data.recording import read_needs
-from nfx.diffusion import NeuralFlixPipeline
-from nfx.evaluation.decoded import load_run, run_folder
+from nfx.diffusion import NeuralFlixPipeline, decode, make_solver, sampled_by
+from nfx.diffusion.solvers import TITLES
+from nfx.evaluation.decoded import load_pipeline, load_run, run_folder
 from nfx.evaluation.tables import score_table
-from nfx.model_card import machine_paths, publish, upload
+from nfx.model_card import machine_paths, publish, upload, write_clips
+from nfx.plots import new_figure
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +70,9 @@ def test_the_folder_is_the_pipeline_with_what_it_needs(profile, published):
         np.testing.assert_array_equal(one, other)
     needs = read_needs(published)
     assert needs.vertex == tuple(range(20)) and needs.window == 2
+    assert (needs.solver, needs.steps, needs.guidance) == ("ddim", 4, 2.0)
     assert files.finished(published, files.read_manifest(published)["facts"])
-    assert set(everything(published)) == {*everything(source), "decoder.json", "README.md"}
+    assert set(everything(published)) == {*everything(source), "decoder.json", "README.md", "clips.png"}
 
 
 def test_no_path_of_this_machine_is_left(profile, published):
@@ -98,6 +104,58 @@ def test_the_card_says_what_one_must_know(profile, published):
         assert said in text, said
     count = sum(p.numel() for p in NeuralFlixPipeline.from_pretrained(published).unet.parameters())
     assert f"| unet | VideoUNet | {count:,} |" in text
+
+
+@pytest.mark.parametrize("solver", ["dpm++", "unipc"])
+def test_a_decoder_samples_as_it_was_evaluated_wherever_it_is_read(profile, tmp_path, solver, caplog):
+    changed = profile.model_copy(update={"sampling": profile.sampling.model_copy(update={"solver": solver})})
+    published = publish(changed, 1, 10, tmp_path / "decoder", "mit")
+    windows = load_subject(profile, 1).test.fmri[:3]
+    how = {"clip_ids": range(3), "seed": 7, "steps": 4, "guidance": 2.0}
+    trained = NeuralFlixPipeline.from_pretrained(run_folder(profile, 1, 10) / "pipeline")
+    by_ddim = decode(trained, windows, **how)
+    with sampled_by(trained, solver):
+        expected = decode(trained, windows, **how)
+    assert not np.array_equal(by_ddim, expected), "else this test shows nothing"
+    caplog.clear()
+    pipeline = NeuralFlixPipeline.from_pretrained(published)
+    np.testing.assert_array_equal(decode(pipeline, windows, **how), expected)
+    np.testing.assert_array_equal(decode(load_pipeline(published), windows, **how), expected)
+    assert not caplog.records and type(pipeline.scheduler) is type(make_solver(solver, trained.scheduler))
+    assert read_needs(published).solver == solver
+    pipeline.save_pretrained(tmp_path / "again")
+    again = NeuralFlixPipeline.from_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(decode(again, windows, **how), expected)
+    card = (published / "README.md").read_text()
+    assert f"decoded by {TITLES[solver]} in 4 steps with guidance 2.0" in card and "DDIM" not in card
+
+
+def test_the_card_shows_the_best_the_median_and_the_worst_clip_truth_above(profile, published, monkeypatch):
+    run = load_run(profile, 1, 10)
+    score = run.scores["image_top1_1"].to_numpy()
+    order = np.argsort(-score)
+    places = [order[0], order[(len(order) - 1) // 2], order[-1]]
+    drawn = []
+    monkeypatch.setattr(plots, "contact_sheet", lambda *given, **options: drawn.append(given) or new_figure(2, 2))
+    for simulated in (True, False):
+        write_clips(published, run, profile.model_copy(update={"simulated": simulated}))
+        drawn.append((published / "clips.png").read_bytes())
+    rows, titles = drawn[0]
+    assert list(rows) == ["truth", "decoded"]
+    for row, clips in (("truth", run.test.truth), ("decoded", run.test.decoded)):
+        np.testing.assert_array_equal(rows[row], np.asarray(clips)[places])
+    kinds = zip(("best", "median", "worst"), places, strict=True)
+    assert titles == [f"{kind}, score {score[k]:.3g}" for kind, k in kinds]
+    stamped, plain = (np.asarray(Image.open(BytesIO(drawn[k])).convert("RGB")).astype(int) for k in (1, 3))
+    red = lambda picture: ((picture[..., 0] > 140) & (picture[..., 1] < 60)).sum()  # noqa: E731
+    assert red(stamped) > 50 and red(plain) == 0
+
+
+def test_the_picture_is_drawn_whole_and_the_card_points_to_it(profile, published):
+    assert "](clips.png)" in (published / "README.md").read_text()
+    with Image.open(published / "clips.png") as picture:
+        width, height = picture.size
+    assert 400 < width < 900 and 300 < height < 900
 
 
 def test_references_stand_beside_the_ssim_where_they_were_measured(profile, tmp_path):

@@ -41,7 +41,7 @@ def profile(written, tmp_path, monkeypatch):
 @pytest.fixture
 def decoder(tmp_path):
     """A decoder's folder as far as recordings go: three vertices, in an order of its own."""
-    write_needs(tmp_path / "decoder", Needs((40, 29700, 3), 2, 4.0, 8, 4.0, 2024))
+    write_needs(tmp_path / "decoder", Needs((40, 29700, 3), 2, 4.0, "ddim", 8, 4.0, 2024))
     return tmp_path / "decoder"
 
 
@@ -75,7 +75,7 @@ def test_what_a_decoder_needs_comes_back(profile, tmp_path):
     write_needs(tmp_path / "decoder", needs)
     assert read_needs(tmp_path / "decoder") == needs
     assert needs.vertex == tuple(load_subject(profile, 1).vertex) and needs.delay == 4.0
-    assert (needs.steps, needs.guidance, needs.seed) == (8, 4.0, 2024)
+    assert (needs.solver, needs.steps, needs.guidance, needs.seed) == ("ddim", 8, 4.0, 2024)
 
 
 def test_other_people_s_delay_is_their_description_s(profile, tmp_path, monkeypatch):

@@ -41,8 +41,10 @@ class Needs(NamedTuple):
         Volumes of a window.
     delay : float
         s from the begin of a clip to the begin of the 2 s of recording that go with it.
+    solver : str
+        Of `nfx.diffusion.SOLVERS`; the decoder's folder holds this sampler.
     steps : int
-        DDIM steps.
+        Evaluations of the UNet.
     guidance : float
     seed : int
     """
@@ -50,6 +52,7 @@ class Needs(NamedTuple):
     vertex: tuple[int, ...]
     window: int
     delay: float
+    solver: str
     steps: int
     guidance: float
     seed: int
@@ -68,9 +71,9 @@ def needs_of(profile: Profile, subject: int) -> Needs:
         from nfx.data.derivatives import load_recordings
 
         delay = load_recordings(profile).delay
-    vertex = load_arrays(work(profile, f"subject{subject}"), "vertex")["vertex"]
-    sampling = profile.sampling
-    return Needs(tuple(vertex.tolist()), profile.data.window, delay, sampling.steps, sampling.guidance, profile.seed)
+    vertex = tuple(load_arrays(work(profile, f"subject{subject}"), "vertex")["vertex"].tolist())
+    how = profile.sampling
+    return Needs(vertex, profile.data.window, delay, how.solver, how.steps, how.guidance, profile.seed)
 
 
 def write_needs(folder: PathLike, needs: Needs) -> None:
