@@ -8,11 +8,14 @@ the paper's "total sum of attention" falls as attention focuses.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nfx.flatmaps import CORTEX
+
+if TYPE_CHECKING:
+    from nfx.encoder import FMRIEncoder
 
 
 class AttentionMaps(NamedTuple):
@@ -47,7 +50,7 @@ def total(attention: np.ndarray) -> np.ndarray:
     return received(attention).sum(axis=-1)
 
 
-def attention_maps(encoder, bold: np.ndarray, layer: int, batch_size: int = 32) -> AttentionMaps:
+def attention_maps(encoder: FMRIEncoder, bold: np.ndarray, layer: int, batch_size: int = 32) -> AttentionMaps:
     """Attention of a trained encoder in one layer, clip by clip.
 
     Parameters

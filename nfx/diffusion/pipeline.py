@@ -218,6 +218,7 @@ class NeuralFlixPipeline(DiffusionPipeline):
             raise ValueError("Give either fmri, (batch, window, voxels), or condition, (batch, tokens, token dim).")
         if fmri is not None:
             condition, null_condition = self.encode_fmri(fmri)
+        assert condition is not None  # one of the two is there, as checked above
         if condition.ndim != 3:
             raise ValueError(f"condition has shape {tuple(condition.shape)}, expected (batch, tokens, token dim).")
         if not guided:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import torch
 import torch.nn.functional as F
@@ -168,8 +168,18 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         self.register_buffer("positions", sin_cos_positions(self.patches, dim))
         _initialise(self.embed)
 
+    @overload
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> FMRIEncoder:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, output_loading_info: Literal[True], **kwargs: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self: ...
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a snapshot, as in diffusers, but refuse one whose weights are not exactly those of this model.
 
         Raises

@@ -184,7 +184,7 @@ def permuted_accuracy(
         truth_logits, decoded_logits = truth_logits[:, None], decoded_logits[:, None]
     frames = range(truth_logits.shape[1])
     by_frame = (n_way_pairs(truth_logits[:, f], decoded_logits[:, f], n_way, top_k, truth_classes) for f in frames)
-    by_clip = sum(by_frame) / len(frames)
+    by_clip = np.asarray(sum(by_frame)) / len(frames)
     return permutation_test(block_pairs(lambda i, j: by_clip[i, j], segment, length), permutations, seed)
 
 
@@ -203,12 +203,12 @@ def paired_permutation(
     return float(difference.mean()), float(p)
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down correction of a family of p-values; NaN stays NaN and is not counted."""
-    p = np.asarray(p, dtype=float)
-    corrected, known = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    steps = p[order] * np.arange(len(order), 0, -1)
+    values = np.asarray(p, dtype=float)
+    corrected, known = np.full(values.shape, np.nan), np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    steps = values[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return corrected
 

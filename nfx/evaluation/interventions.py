@@ -62,6 +62,7 @@ from nfx.evaluation.tables import block_length, of_part
 from nfx.plots import COLOURS, new_figure, panel_letter
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -701,7 +702,9 @@ def figure_controls(tables: Sequence[pd.DataFrame], curves: Sequence[pd.DataFram
     place = {title: row + 0.6 * kind for row, (title, kind) in enumerate(zip(order, sorted(group), strict=True))}
     subjects = sorted({*table["subject"], *(int(curve["subject"].iloc[0]) for curve in curves)})
     fig = new_figure(14, 1.9 + 0.5 * len(order) + (3.4 if curves else 0))
-    upper, lower = fig.subfigures(2, 1, height_ratios=[1.9 + 0.5 * len(order), 3.4]) if curves else (fig, None)
+    upper, lower = fig, None
+    if curves:
+        upper, lower = fig.subfigures(2, 1, squeeze=False, height_ratios=[1.9 + 0.5 * len(order), 3.4]).flat
     axes = upper.subplots(1, len(MEASURED), sharey=True)
     n_way = f"{profile.evaluation.n_way}-way "
     labels = {"image": f"{n_way}image", "video": f"{n_way}video"}
@@ -720,7 +723,7 @@ def figure_controls(tables: Sequence[pd.DataFrame], curves: Sequence[pd.DataFram
             )  # fmt: skip
     if lower is not None:
         _draw_curves(lower.subplots(), curves, subjects, "simulated data" if profile.simulated else "")
-    shown = {}
+    shown: dict[str, Artist] = {}
     for ax in fig.get_axes():
         handles, names = ax.get_legend_handles_labels()
         shown |= dict(zip(names, handles, strict=True))
