@@ -141,7 +141,7 @@ def contrast_table(
     -------
     DataFrame
         A row for each of `CONTRASTS`: region, first, second, scenes of each, and those of
-        `nfx.attention.statistics.TTest`, NaN where the region holds no voxel or a category has less than two scenes.
+        `nfx.attention.statistics.MeanTest`, NaN where the region holds no voxel or a category has less than two scenes.
     """
     rows = []
     for contrast in CONTRASTS:

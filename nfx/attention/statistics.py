@@ -17,7 +17,7 @@ from scipy import stats
 from nfx.evaluation.controls import blocks, holm
 
 
-class TTest(NamedTuple):
+class MeanTest(NamedTuple):
     """A t-test with the permutation test beside it; `effect` is Cohen's d (of the differences where paired)."""
 
     difference: float
@@ -63,7 +63,7 @@ def category_means(values: np.ndarray, clip: np.ndarray, segment: np.ndarray) ->
     return np.stack([values[run == number].mean(axis=0) for number in range(run[-1] + 1)])
 
 
-def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> TTest:
+def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> MeanTest:
     """Paired t-test of two conditions seen on the same blocks; the permutations flip the signs of whole blocks.
 
     Parameters
@@ -78,7 +78,7 @@ def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_00
     result = stats.ttest_rel(first, second)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, len(difference)))
     null = signs @ difference / len(difference)
-    return TTest(
+    return MeanTest(
         float(difference.mean()),
         float(result.statistic),
         float(result.df),
@@ -88,7 +88,7 @@ def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_00
     )
 
 
-def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> TTest:
+def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> MeanTest:
     """Welch's two-sample t-test of different blocks; the permutations deal the blocks anew.
 
     Parameters
@@ -108,7 +108,7 @@ def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 1
     difference = first.mean() - second.mean()
     degrees = len(pooled) - 2
     spread = np.sqrt(((n - 1) * first.var(ddof=1) + (len(second) - 1) * second.var(ddof=1)) / degrees)
-    return TTest(
+    return MeanTest(
         float(difference),
         float(result.statistic),
         float(result.df),
@@ -118,7 +118,7 @@ def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 1
     )
 
 
-def network_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> TTest:
+def network_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> MeanTest:
     """Two-sample (Welch) t-test between two networks, as in the paper, over blocks of clips.
 
     The two networks are seen on the same clips, so that the t-test's samples are not independent. Its permutation
@@ -142,7 +142,7 @@ def compare_stages(stages: dict[str, pd.DataFrame], permutations: int = 10_000, 
 
     Returns
     -------
-    DataFrame with columns network, first, second, those of `TTest` (difference = second - first), holm and
+    DataFrame with columns network, first, second, those of `MeanTest` (difference = second - first), holm and
     holm_permutation
     """
     names = list(stages)
@@ -164,7 +164,7 @@ def compare_networks(means: pd.DataFrame, permutations: int = 10_000, seed: int 
 
     Returns
     -------
-    DataFrame with columns first, second, those of `TTest` (difference = first - second), and holm, holm_permutation
+    DataFrame with columns first, second, those of `MeanTest` (difference = first - second), and holm, holm_permutation
     """
     rows = [
         {"first": first, "second": second, **network_test(means[first], means[second], permutations, seed)._asdict()}
