@@ -173,7 +173,17 @@ def category_maps(values: np.ndarray, vertex: np.ndarray, category: np.ndarray) 
 
 
 def true_share(profile: Profile, subject: int, vertex: np.ndarray) -> np.ndarray:
-    """True share of a single trial's variance that the film explains in each voxel, of the simulator: (voxels,)."""
+    """True share of a single trial's variance that the film explains in each voxel, of the simulator: (voxels,).
+
+    Parameters
+    ----------
+    vertex : int (voxels,), grayordinates
+
+    Raises
+    ------
+    ValueError
+        If the simulator wrote no truth for a voxel.
+    """
     from nfx.files import load_arrays
     from nfx.paths import data_set
 

@@ -36,6 +36,11 @@ def block_means(values: np.ndarray, segment: np.ndarray, length: int = 10) -> np
     values : (clips, ...)
     segment : (clips,)
     length : clips a block, see `nfx.evaluation.controls.blocks`
+
+    Raises
+    ------
+    ValueError
+        If there is not one value a clip.
     """
     values = np.asarray(values, dtype=float)
     if len(values) != len(segment):
@@ -54,6 +59,11 @@ def category_means(values: np.ndarray, clip: np.ndarray, segment: np.ndarray) ->
     values : (clips, ...)
     clip, segment : (clips,)
         Value, index in the film, and segment of each clip of the category, in film order.
+
+    Raises
+    ------
+    ValueError
+        If there are no clips.
     """
     values, clip, segment = np.asarray(values, dtype=float), np.asarray(clip), np.asarray(segment)
     if len(clip) == 0:
@@ -70,6 +80,11 @@ def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_00
     ----------
     first, second : (blocks,)
         E.g. one network before and after a stage of training.
+
+    Raises
+    ------
+    ValueError
+        If the blocks are not as many in both, or fewer than 2.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape or len(first) < 2:
@@ -96,6 +111,11 @@ def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 1
     first : (blocks of the first,)
     second : (blocks of the second,)
         E.g. the runs of two categories (`category_means`).
+
+    Raises
+    ------
+    ValueError
+        If either has fewer than 2 blocks.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if min(len(first), len(second)) < 2:
@@ -194,6 +214,11 @@ def rank_correlation(received: np.ndarray, share: np.ndarray) -> RankCorrelation
         Attention received, mean over clips.
     share : (patches,)
         Mean true signal share of a patch's voxels, from the simulator.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 3 patches, not as many in both, or a map is the same everywhere.
     """
     received, share = np.asarray(received, dtype=float), np.asarray(share, dtype=float)
     if received.shape != share.shape or received.ndim != 1 or len(received) < 3:

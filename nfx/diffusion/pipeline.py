@@ -107,6 +107,11 @@ class NeuralFlixPipeline(DiffusionPipeline):
 
         Windows are z-scored per voxel, so zero is the mean recording. (batch, window, voxels) to (batch, tokens, token
         dim) and (1, tokens, token dim).
+
+        Raises
+        ------
+        ValueError
+            If the windows have another number of axes, or hold NaN or infinite values.
         """
         fmri = torch.as_tensor(np.asarray(fmri) if not isinstance(fmri, Tensor) else fmri)
         if fmri.ndim != 3 or not len(fmri):

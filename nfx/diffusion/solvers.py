@@ -28,35 +28,19 @@ TITLES = {"ddim": "DDIM", "dpm++": "DPM-Solver++", "unipc": "UniPC"}
 class DPMSolverPlusPlus(DPMSolverMultistepScheduler):
     """diffusers' DPM-Solver++ (2M), deterministic."""
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        eta: float = 0.0,
-        variance_noise: Tensor | None = None,
-        **options: Any,
-    ) -> Any:
-        """A step as of DDIM, which takes the noise to be added; ValueError if there is any."""
+    def step(self, *given: Any, eta: float = 0.0, variance_noise: Tensor | None = None, **options: Any) -> Any:
+        """A step with DDIM's arguments, the noise to be added among them; ValueError if there is any."""
         _refuse_noise(eta, variance_noise)
-        return super().step(model_output, timestep, sample, **options)
+        return super().step(*given, **options)
 
 
 class UniPC(UniPCMultistepScheduler):
     """diffusers' UniPC of order 2, deterministic."""
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | int,
-        sample: Tensor,
-        eta: float = 0.0,
-        variance_noise: Tensor | None = None,
-        **options: Any,
-    ) -> Any:
+    def step(self, *given: Any, eta: float = 0.0, variance_noise: Tensor | None = None, **options: Any) -> Any:
         """As `DPMSolverPlusPlus.step`."""
         _refuse_noise(eta, variance_noise)
-        return super().step(model_output, timestep, sample, **options)
+        return super().step(*given, **options)
 
 
 def _refuse_noise(eta: float, variance_noise: Tensor | None) -> None:

@@ -212,7 +212,13 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         return self.norm(tokens)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Tokens v_t (batch, window, patches, dim), augmented or not, to (batch, tokens, token_dim)."""
+        """Tokens v_t (batch, window, patches, dim), augmented or not, to (batch, tokens, token_dim).
+
+        Raises
+        ------
+        ValueError
+            If the shape is not that of this encoder's tokens.
+        """
         expected = (self.config.window, self.patches, self.config.dim)
         if tokens.ndim != 4 or tuple(tokens.shape[1:]) != expected:
             raise ValueError(
@@ -237,6 +243,11 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         -------
         Tensor of shape (batch, window, heads, patches, patches)
             Each row (a patch that attends) sums to 1 over the last axis.
+
+        Raises
+        ------
+        ValueError
+            If the encoder has no such layer.
         """
         if not 0 <= layer < len(self.layers):
             raise ValueError(f"layer {layer} does not exist; this encoder has layers 0 to {len(self.layers) - 1}")

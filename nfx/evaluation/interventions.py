@@ -206,6 +206,11 @@ def exchange_blocks(segment: np.ndarray, length: int, seed: int) -> np.ndarray:
     Returns
     -------
     int (clips,)
+
+    Raises
+    ------
+    ValueError
+        If all clips are one block.
     """
     number = blocks(segment, length)
     members = [np.flatnonzero(number == block) for block in range(number[-1] + 1)]
