@@ -277,8 +277,8 @@ def seed_directions(profile: Profile) -> pd.DataFrame | None:
     if not tables:
         return None
     table = pd.concat(tables, ignore_index=True)
-    lines = zip(table["low"], table["high"], table["holm"], strict=True)
-    return table.assign(verdict=[verdict(*line) for line in lines])
+    judged = zip(table["low"], table["high"], table["holm"], strict=True)
+    return table.assign(verdict=[verdict(low, high, p) for low, high, p in judged])
 
 
 def _scores(profile: Profile, subject: int, row: int) -> pd.DataFrame | None:

@@ -30,16 +30,16 @@ LOG_EVERY = 10  # steps between two moments at which losses leave the device
 
 
 class Share(NamedTuple):
-    """The part of a batch that one pass of one process computes: part `index` of `of`, as even as can be."""
+    """The part of a batch that one pass of one process computes: part `number` of `of`, from 0, as even as can be."""
 
-    index: int = 0
+    number: int = 0
     of: int = 1
 
     def rows(self, batch: int) -> slice:
         """Its rows of a batch; ValueError if there are fewer rows than shares."""
         if batch < self.of:
             raise ValueError(f"a batch of {batch} cannot be shared out over {self.of} passes: use fewer processes")
-        return slice(self.index * batch // self.of, (self.index + 1) * batch // self.of)
+        return slice(self.number * batch // self.of, (self.number + 1) * batch // self.of)
 
     def count(self, batch: int) -> int:
         """How many rows of a batch it has."""

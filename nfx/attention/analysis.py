@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from nfx.attention.networks import BODY_AREA, FUSIFORM, category_contrast, in_re
 from nfx.attention.statistics import RankCorrelation, block_means, category_means, rank_correlation, two_sample_test
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from nfx.encoder import FMRIEncoder
     from nfx.profile import Profile
 
@@ -139,17 +141,19 @@ def contrast_table(
     -------
     DataFrame
         A row for each of `CONTRASTS`: region, first, second, scenes of each, and those of
-        `nfx.attention.statistics.Test`, NaN where the region holds no voxel or a category has less than two scenes.
+        `nfx.attention.statistics.MeanTest`, NaN where the region holds no voxel or a category has less than two scenes.
     """
     rows = []
     for contrast in CONTRASTS:
-        row = {"region": contrast.region, "first": contrast.first, "second": contrast.second}
+        row: dict[str, Any] = {"region": contrast.region, "first": contrast.first, "second": contrast.second}
         try:
             means = category_contrast(values, in_region(parcel, contrast.parcels), category, *contrast[2:])
             chosen = [category == name for name in contrast[2:]]
-            scenes = [category_means(mean, clip[own], segment[own]) for mean, own in zip(means, chosen, strict=True)]
-            row |= {"scenes of first": len(scenes[0]), "scenes of second": len(scenes[1])}
-            row |= two_sample_test(*scenes)._asdict()
+            first, second = (
+                category_means(mean, clip[own], segment[own]) for mean, own in zip(means, chosen, strict=True)
+            )
+            row |= {"scenes of first": len(first), "scenes of second": len(second)}
+            row |= two_sample_test(first, second)._asdict()
         except ValueError as error:
             row["why not"] = str(error)
         rows.append(row)
@@ -169,7 +173,17 @@ def category_maps(values: np.ndarray, vertex: np.ndarray, category: np.ndarray) 
 
 
 def true_share(profile: Profile, subject: int, vertex: np.ndarray) -> np.ndarray:
-    """True share of a single trial's variance that the film explains in each voxel, of the simulator: (voxels,)."""
+    """True share of a single trial's variance that the film explains in each voxel, of the simulator: (voxels,).
+
+    Parameters
+    ----------
+    vertex : int (voxels,), grayordinates
+
+    Raises
+    ------
+    ValueError
+        If the simulator wrote no truth for a voxel.
+    """
     from nfx.files import load_arrays
     from nfx.paths import data_set
 
@@ -202,8 +216,8 @@ def share_table(maps: Mapping[str, Mapping[str, AttentionMaps]], share: np.ndarr
     return pd.DataFrame(rows)
 
 
-def figure_share(maps: Mapping[str, Mapping[str, AttentionMaps]], share: np.ndarray, patch_size: int):
-    """Received attention of every patch in the last layer over its true signal share, a panel a stage (Figure)."""
+def figure_share(maps: Mapping[str, Mapping[str, AttentionMaps]], share: np.ndarray, patch_size: int) -> Figure:
+    """Received attention of every patch in the last layer over its true signal share, a panel a stage."""
     from nfx.attention.figures import STAGE_COLOURS
     from nfx.plots import new_figure
 

@@ -58,7 +58,7 @@ def figure_6(
     if analysed is None:
         analysed = analysed_vertices()
     fig = new_figure(14, 12)
-    upper, middle, lower = fig.subfigures(3, 1, height_ratios=[1, 1, 1.2], hspace=0.03)
+    upper, middle, lower = fig.subfigures(3, 1, squeeze=False, height_ratios=[1, 1, 1.2], hspace=0.03).flat
     _draw_maps(upper, "a", "Stages of learning (last layer)", stages, analysed)
     _draw_maps(middle, "b", "Layers (fully trained encoder)", layers, analysed)
     left, right = lower.subfigures(1, 2, width_ratios=[1, 1.2])
@@ -86,7 +86,7 @@ def figure_6_flat(
     groups = [("a", "Stages of learning (last layer)", stages), ("b", "Layers (fully trained encoder)", layers)]
     groups += [("d", f"Categories of the stimulus: {region}", maps) for region, maps in categories.items()]
     fig = new_figure(14, 2.35 * len(groups))
-    panels = np.atleast_1d(fig.subfigures(len(groups), 1))
+    panels = fig.subfigures(len(groups), 1, squeeze=False)[:, 0]
     for panel, (letter, title, maps) in zip(panels, groups, strict=True):
         limits = colour_limits(list(maps.values()))
         axes = np.atleast_1d(panel.subplots(1, len(maps)))

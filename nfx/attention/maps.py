@@ -8,11 +8,14 @@ the paper's "total sum of attention" falls as attention focuses.
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from nfx.flatmaps import CORTEX
+
+if TYPE_CHECKING:
+    from nfx.encoder import FMRIEncoder
 
 
 class AttentionMaps(NamedTuple):
@@ -47,7 +50,7 @@ def total(attention: np.ndarray) -> np.ndarray:
     return received(attention).sum(axis=-1)
 
 
-def attention_maps(encoder, bold: np.ndarray, layer: int, batch_size: int = 32) -> AttentionMaps:
+def attention_maps(encoder: FMRIEncoder, bold: np.ndarray, layer: int, batch_size: int = 32) -> AttentionMaps:
     """Attention of a trained encoder in one layer, clip by clip.
 
     Parameters
@@ -60,6 +63,11 @@ def attention_maps(encoder, bold: np.ndarray, layer: int, batch_size: int = 32) 
     Returns
     -------
     AttentionMaps
+
+    Raises
+    ------
+    ValueError
+        If the encoder has no such layer.
     """
     import torch
 
@@ -87,6 +95,11 @@ def to_voxels(patches: np.ndarray, voxels: int, patch_size: int) -> np.ndarray:
 
     The paper names "the inverse operation of the FC layer". Attention is one number a patch, on which an inverse of
     a 16-to-1024 linear map cannot act, so the value is repeated. Its resolution is a patch, not a voxel.
+
+    Raises
+    ------
+    ValueError
+        If so many voxels do not make so many patches.
     """
     count = patches.shape[-1]
     if not (count - 1) * patch_size < voxels <= count * patch_size:
@@ -112,6 +125,11 @@ def to_cortex(values: np.ndarray, grayordinate: np.ndarray) -> np.ndarray:
     values : (..., voxels)
     grayordinate : int (voxels,)
         Stored with the data (``vertex``); of the 91,282 grayordinates the first 59,412 are cortex.
+
+    Raises
+    ------
+    ValueError
+        If values and voxels are not as many, or a vertex is outside cortex or comes twice.
     """
     grayordinate = np.asarray(grayordinate)
     if values.shape[-1] != len(grayordinate):

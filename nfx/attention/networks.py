@@ -26,6 +26,11 @@ def network_means(values: np.ndarray, network: np.ndarray, names: Sequence[str] 
     Returns
     -------
     DataFrame (clips, networks); NaN where a network has no voxel
+
+    Raises
+    ------
+    ValueError
+        If there is not one label a voxel.
     """
     network = np.asarray(network)
     if values.ndim != 2 or values.shape[1] != len(network):

@@ -17,10 +17,8 @@ from scipy import stats
 from nfx.evaluation.controls import blocks, holm
 
 
-class Test(NamedTuple):
+class MeanTest(NamedTuple):
     """A t-test with the permutation test beside it; `effect` is Cohen's d (of the differences where paired)."""
-
-    __test__ = False  # not one of pytest's
 
     difference: float
     t: float
@@ -38,6 +36,11 @@ def block_means(values: np.ndarray, segment: np.ndarray, length: int = 10) -> np
     values : (clips, ...)
     segment : (clips,)
     length : clips a block, see `nfx.evaluation.controls.blocks`
+
+    Raises
+    ------
+    ValueError
+        If there is not one value a clip.
     """
     values = np.asarray(values, dtype=float)
     if len(values) != len(segment):
@@ -56,6 +59,11 @@ def category_means(values: np.ndarray, clip: np.ndarray, segment: np.ndarray) ->
     values : (clips, ...)
     clip, segment : (clips,)
         Value, index in the film, and segment of each clip of the category, in film order.
+
+    Raises
+    ------
+    ValueError
+        If there are no clips.
     """
     values, clip, segment = np.asarray(values, dtype=float), np.asarray(clip), np.asarray(segment)
     if len(clip) == 0:
@@ -65,13 +73,18 @@ def category_means(values: np.ndarray, clip: np.ndarray, segment: np.ndarray) ->
     return np.stack([values[run == number].mean(axis=0) for number in range(run[-1] + 1)])
 
 
-def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> Test:
+def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> MeanTest:
     """Paired t-test of two conditions seen on the same blocks; the permutations flip the signs of whole blocks.
 
     Parameters
     ----------
     first, second : (blocks,)
         E.g. one network before and after a stage of training.
+
+    Raises
+    ------
+    ValueError
+        If the blocks are not as many in both, or fewer than 2.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if first.shape != second.shape or len(first) < 2:
@@ -80,7 +93,7 @@ def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_00
     result = stats.ttest_rel(first, second)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, len(difference)))
     null = signs @ difference / len(difference)
-    return Test(
+    return MeanTest(
         float(difference.mean()),
         float(result.statistic),
         float(result.df),
@@ -90,7 +103,7 @@ def paired_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_00
     )
 
 
-def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> Test:
+def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> MeanTest:
     """Welch's two-sample t-test of different blocks; the permutations deal the blocks anew.
 
     Parameters
@@ -98,6 +111,11 @@ def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 1
     first : (blocks of the first,)
     second : (blocks of the second,)
         E.g. the runs of two categories (`category_means`).
+
+    Raises
+    ------
+    ValueError
+        If either has fewer than 2 blocks.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if min(len(first), len(second)) < 2:
@@ -110,7 +128,7 @@ def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 1
     difference = first.mean() - second.mean()
     degrees = len(pooled) - 2
     spread = np.sqrt(((n - 1) * first.var(ddof=1) + (len(second) - 1) * second.var(ddof=1)) / degrees)
-    return Test(
+    return MeanTest(
         float(difference),
         float(result.statistic),
         float(result.df),
@@ -120,7 +138,7 @@ def two_sample_test(first: np.ndarray, second: np.ndarray, permutations: int = 1
     )
 
 
-def network_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> Test:
+def network_test(first: np.ndarray, second: np.ndarray, permutations: int = 10_000, seed: int = 0) -> MeanTest:
     """Two-sample (Welch) t-test between two networks, as in the paper, over blocks of clips.
 
     The two networks are seen on the same clips, so that the t-test's samples are not independent. Its permutation
@@ -144,7 +162,7 @@ def compare_stages(stages: dict[str, pd.DataFrame], permutations: int = 10_000, 
 
     Returns
     -------
-    DataFrame with columns network, first, second, those of `Test` (difference = second - first), holm and
+    DataFrame with columns network, first, second, those of `MeanTest` (difference = second - first), holm and
     holm_permutation
     """
     names = list(stages)
@@ -166,7 +184,7 @@ def compare_networks(means: pd.DataFrame, permutations: int = 10_000, seed: int 
 
     Returns
     -------
-    DataFrame with columns first, second, those of `Test` (difference = first - second), and holm, holm_permutation
+    DataFrame with columns first, second, those of `MeanTest` (difference = first - second), and holm, holm_permutation
     """
     rows = [
         {"first": first, "second": second, **network_test(means[first], means[second], permutations, seed)._asdict()}
@@ -196,6 +214,11 @@ def rank_correlation(received: np.ndarray, share: np.ndarray) -> RankCorrelation
         Attention received, mean over clips.
     share : (patches,)
         Mean true signal share of a patch's voxels, from the simulator.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 3 patches, not as many in both, or a map is the same everywhere.
     """
     received, share = np.asarray(received, dtype=float), np.asarray(share, dtype=float)
     if received.shape != share.shape or received.ndim != 1 or len(received) < 3:

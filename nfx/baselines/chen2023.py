@@ -30,7 +30,6 @@ Simplified, and our choice:
 from __future__ import annotations
 
 import copy
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,7 @@ from torch import Tensor, nn
 
 from nfx import files, paths
 from nfx.baselines import baseline_folder, shared
-from nfx.diffusion.inflation import VideoUNet
+from nfx.diffusion.inflation import VideoUNet, as_image_unet
 
 if TYPE_CHECKING:
     from nfx.diffusion import NeuralFlixPipeline
@@ -93,6 +92,7 @@ class SparseCausalBlock(nn.Module):
         class_labels: Tensor | None = None,
     ) -> Tensor:
         """(batch * frames, locations, dim) to the same; arguments as in `nfx.diffusion.inflation`."""
+        assert cross_attention_kwargs is not None  # `VideoUNet.forward` gives them
         frames = cross_attention_kwargs["frames"]
         normed = self.norm1(hidden_states)
         hidden = hidden_states + self.attn1(normed, encoder_hidden_states=previous_frames(normed, frames))
@@ -119,8 +119,7 @@ class SparseCausalUNet(VideoUNet):
 
     _no_split_modules = ["SparseCausalBlock", "ResnetBlock2D", "CrossAttnUpBlock2D"]
 
-    # `wraps` hands on the signature, from which diffusers reads what the configuration holds.
-    @functools.wraps(UNet2DConditionModel.__init__)
+    @as_image_unet
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for module in [m for m in self.modules() if hasattr(m, "transformer_blocks")]:

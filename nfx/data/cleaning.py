@@ -61,7 +61,13 @@ def warn_of_constant(constant: np.ndarray) -> None:
 
 
 def trim(bold: np.ndarray, volumes: int = 240) -> np.ndarray:
-    """Drop the last 4 volumes, and the first 1 or 2 so that `volumes` remain: (volumes, grayordinates), a view."""
+    """Drop the last 4 volumes, and the first 1 or 2 so that `volumes` remain: (volumes, grayordinates), a view.
+
+    Raises
+    ------
+    ValueError
+        If the run has not so many volumes that 1 or 2 are left to drop at the start, or is not a matrix.
+    """
     bold = np.asarray(bold)
     if bold.ndim != 2:
         raise ValueError(f"A run has the shape (volumes, grayordinates), not {bold.shape}")
@@ -133,6 +139,11 @@ def average_volumes(bold: np.ndarray, count: int) -> np.ndarray:
     """Means of `count` consecutive volumes: (volumes, grayordinates) to (volumes // count, grayordinates), same type.
 
     What is left over at the end is dropped; with a count of 1 nothing is done.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer volumes than `count`.
     """
     if count == 1:
         return bold
@@ -144,7 +155,13 @@ def average_volumes(bold: np.ndarray, count: int) -> np.ndarray:
 
 
 def polynomial_basis(volumes: int, degree: int = DEGREE) -> np.ndarray:
-    """Orthonormal basis, (volumes, degree + 1) float64, of the polynomials in t from 0 to 1."""
+    """Orthonormal basis, (volumes, degree + 1) float64, of the polynomials in t from 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are too few volumes for the degree.
+    """
     if volumes <= degree + 1:
         raise ValueError(f"{volumes} volumes cannot be detrended with a polynomial of degree {degree}")
     return np.linalg.qr(np.vander(np.linspace(0, 1, volumes), degree + 1, increasing=True))[0]

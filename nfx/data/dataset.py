@@ -140,6 +140,7 @@ def film_weights(run: Run, volumes: int, clips: int) -> np.ndarray:
     """
     if run.start is None:
         return np.eye(volumes)[trim(np.arange(volumes)[:, None], clips)[:, 0]]
+    assert run.repetition_time is not None  # a recording's header or sidecar says it
     return clip_weights(volumes, run.repetition_time, run.start, clips)
 
 

@@ -67,8 +67,8 @@ def prepare_targets(profile: Profile) -> Path:
             parts = _in_pieces(kept, f"{part}_{name}", flat, start)
             arrays[f"{part}_{name}"] = pieces.join(kept / f"{part}_{name}.npy", parts, shape)
     captions = [*sorted(set(sentences["train"]) | set(sentences["test"]) - {""}), ""]
-    text = _in_pieces(kept, "text_embeddings", captions, partial(_text_embedder, profile.models.clip))
-    text = np.concatenate([np.load(piece) for piece in text])
+    embedded = _in_pieces(kept, "text_embeddings", captions, partial(_text_embedder, profile.models.clip))
+    text = np.concatenate([np.load(piece) for piece in embedded])
     states = _in_pieces(kept, "caption_tokens", captions, partial(_text_encoder, profile.models.stable_diffusion))
     arrays["caption_tokens"] = pieces.join(kept / "caption_tokens.npy", states)
     row = {caption: i for i, caption in enumerate(captions)}
@@ -89,10 +89,11 @@ def _in_pieces(
     model = cache(start)
     begins = tqdm(range(0, len(items), PIECE), desc=name.replace("_", " "), leave=False, mininterval=5)
     inputs = items if isinstance(items, list) else []  # frames are among the facts
-    return [
-        pieces.keep(kept, f"{name}_{i:07d}", inputs[i : i + PIECE], lambda i=i: model()(items[i : i + PIECE]))
-        for i in begins
-    ]
+
+    def made(begin: int) -> np.ndarray:
+        return model()(items[begin : begin + PIECE])
+
+    return [pieces.keep(kept, f"{name}_{i:07d}", inputs[i : i + PIECE], partial(made, i)) for i in begins]
 
 
 def load_targets(profile: Profile, *names: str) -> Mapping[str, Any]:

@@ -38,7 +38,13 @@ HIERARCHY: tuple[tuple[str, ...], ...] = (
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Pearson correlation over volumes of two runs (volumes, vertices): (vertices,); 0 where either is constant."""
+    """Pearson correlation over volumes of two runs (volumes, vertices): (vertices,); 0 where either is constant.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or are not (volumes, vertices).
+    """
     first, second = np.asarray(first), np.asarray(second)
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"Repeats must have one shape (volumes, vertices); they have {first.shape} and {second.shape}")
@@ -53,6 +59,11 @@ def t_test_of_correlations(correlations: np.ndarray) -> tuple[np.ndarray, np.nda
 
     One-sided: only a positive correlation of two repeats speaks for a response to the film. A correlation of
     1 or -1 is clipped to 1e-6 of it, for a finite z.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 segments.
     """
     from scipy import stats
 

@@ -23,6 +23,11 @@ def windows(fmri: np.ndarray, segment: np.ndarray, window: int) -> np.ndarray:
     Returns
     -------
     array of shape (clips, window, voxels), the type of `fmri`
+
+    Raises
+    ------
+    ValueError
+        If there is not one segment a row, the rows of a segment are apart, or the window is empty.
     """
     fmri, segment = np.asarray(fmri), np.asarray(segment)
     if fmri.ndim != 2 or segment.shape != (len(fmri),):

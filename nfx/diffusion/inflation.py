@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, Self, TypeVar, overload
 
 import torch
 from diffusers import ModelMixin, UNet2DConditionModel
@@ -19,9 +20,18 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-__all__ = ["ModelMixin", "TemporalAttention", "VideoTransformerBlock", "VideoUNet", "inflate", "temporal_mask"]
+__all__ = [
+    "ModelMixin",
+    "TemporalAttention",
+    "VideoTransformerBlock",
+    "VideoUNet",
+    "as_image_unet",
+    "inflate",
+    "temporal_mask",
+]
 # diffusers looks for `ModelMixin` in the module of a pipeline's component, to learn how to load it.
 
+Init = TypeVar("Init", bound=Callable[..., None])
 PREVIOUS_FRAMES = 2  # "each visual token [attends] to tokens from the previous two frames"
 
 
@@ -113,6 +123,7 @@ class VideoTransformerBlock(nn.Module):
         The arguments are those with which diffusers calls a block. The number of frames comes with
         ``cross_attention_kwargs``, which diffusers hands down to every block, so that no module has to remember it.
         """
+        assert cross_attention_kwargs is not None  # `VideoUNet.forward` gives them
         frames = cross_attention_kwargs["frames"]
         hidden = self.attn1(self.norm1(hidden_states)) + hidden_states
         hidden = hidden + self.attn_temp(self.norm_temp(hidden), frames)
@@ -123,6 +134,12 @@ class VideoTransformerBlock(nn.Module):
         return hidden + self.ff(self.norm3(hidden))
 
 
+def as_image_unet(init: Init) -> Init:
+    """A constructor with the signature of the image UNet's, from which diffusers reads what the configuration holds."""
+    functools.update_wrapper(init, UNet2DConditionModel.__init__)
+    return init
+
+
 class VideoUNet(UNet2DConditionModel):
     """Stable Diffusion's UNet for videos; made by `inflate`, saved and loaded as any diffusers model.
 
@@ -131,8 +148,7 @@ class VideoUNet(UNet2DConditionModel):
 
     _no_split_modules = ["VideoTransformerBlock", "ResnetBlock2D", "CrossAttnUpBlock2D"]
 
-    # `wraps` hands on the signature, from which diffusers reads what the configuration holds.
-    @functools.wraps(UNet2DConditionModel.__init__)
+    @as_image_unet
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         lists = [m for m in self.modules() if hasattr(m, "transformer_blocks")]
@@ -179,8 +195,18 @@ class VideoUNet(UNet2DConditionModel):
         predicted = predicted.unflatten(0, (batch, frames)).transpose(1, 2)
         return UNet2DConditionOutput(sample=predicted) if return_dict else (predicted,)
 
+    @overload
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> VideoUNet:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, output_loading_info: Literal[True], **kwargs: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self: ...
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a snapshot, as in diffusers, but refuse one whose weights are not exactly those of this model.
 
         diffusers only warns and leaves the rest at random, for instance when the snapshot is an image UNet.

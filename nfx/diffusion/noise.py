@@ -6,12 +6,13 @@ Videos are (batch, channels, frames, height, width) throughout.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
 def dependent_noise(
@@ -48,7 +49,7 @@ def dependent_noise(
         raise ValueError(f"shape {tuple(shape)} should be (batch, channels, frames, height, width).")
     if not 0 <= beta <= 1:
         raise ValueError(f"beta is {beta}, but a share of the variance lies between 0 (independent noise) and 1.")
-    if isinstance(generator, (list, tuple)):
+    if isinstance(generator, Sequence):
         if len(generator) != shape[0]:
             raise ValueError(f"{len(generator)} generators for {shape[0]} clips: give one, or one per clip.")
         generator = list(generator)

@@ -107,6 +107,11 @@ class NeuralFlixPipeline(DiffusionPipeline):
 
         Windows are z-scored per voxel, so zero is the mean recording. (batch, window, voxels) to (batch, tokens, token
         dim) and (1, tokens, token dim).
+
+        Raises
+        ------
+        ValueError
+            If the windows have another number of axes, or hold NaN or infinite values.
         """
         fmri = torch.as_tensor(np.asarray(fmri) if not isinstance(fmri, Tensor) else fmri)
         if fmri.ndim != 3 or not len(fmri):
@@ -218,6 +223,7 @@ class NeuralFlixPipeline(DiffusionPipeline):
             raise ValueError("Give either fmri, (batch, window, voxels), or condition, (batch, tokens, token dim).")
         if fmri is not None:
             condition, null_condition = self.encode_fmri(fmri)
+        assert condition is not None  # one of the two is there, as checked above
         if condition.ndim != 3:
             raise ValueError(f"condition has shape {tuple(condition.shape)}, expected (batch, tokens, token dim).")
         if not guided:

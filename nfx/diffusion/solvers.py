@@ -17,6 +17,7 @@ from nfx.profile import Solver
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
+    from torch import Tensor
 
     from nfx.diffusion.pipeline import NeuralFlixPipeline
 
@@ -24,29 +25,27 @@ SOLVERS: tuple[str, ...] = get_args(Solver)
 TITLES = {"ddim": "DDIM", "dpm++": "DPM-Solver++", "unipc": "UniPC"}
 
 
-class _Deterministic:
-    """Takes, as DDIM's step does, the noise to be added, and refuses any."""
-
-    def step(
-        self,
-        model_output: Any,
-        timestep: Any,
-        sample: Any,
-        eta: float = 0.0,
-        variance_noise: Any = None,
-        **options: Any,
-    ) -> Any:
-        if eta or variance_noise is not None:
-            raise ValueError(f"eta is {eta}, but this solver adds no noise: expected 0, or the solver 'ddim'")
-        return super().step(model_output, timestep, sample, **options)
-
-
-class DPMSolverPlusPlus(_Deterministic, DPMSolverMultistepScheduler):
+class DPMSolverPlusPlus(DPMSolverMultistepScheduler):
     """diffusers' DPM-Solver++ (2M), deterministic."""
 
+    def step(self, *given: Any, eta: float = 0.0, variance_noise: Tensor | None = None, **options: Any) -> Any:
+        """A step with DDIM's arguments, the noise to be added among them; ValueError if there is any."""
+        _refuse_noise(eta, variance_noise)
+        return super().step(*given, **options)
 
-class UniPC(_Deterministic, UniPCMultistepScheduler):
+
+class UniPC(UniPCMultistepScheduler):
     """diffusers' UniPC of order 2, deterministic."""
+
+    def step(self, *given: Any, eta: float = 0.0, variance_noise: Tensor | None = None, **options: Any) -> Any:
+        """As `DPMSolverPlusPlus.step`."""
+        _refuse_noise(eta, variance_noise)
+        return super().step(*given, **options)
+
+
+def _refuse_noise(eta: float, variance_noise: Tensor | None) -> None:
+    if eta or variance_noise is not None:
+        raise ValueError(f"eta is {eta}, but this solver adds no noise: expected 0, or the solver 'ddim'")
 
 
 def make_solver(name: str, ddim: DDIMScheduler) -> Any:

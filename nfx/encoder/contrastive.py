@@ -180,7 +180,7 @@ def retrieval_scores(
     """
     clips = len(validation[0])
     parts = {"train": (training[0][:clips], training[1][:clips]), "validation": validation}
-    scores = {}
+    scores: dict[str, float] = {}
     for name, (windows, images) in parts.items():
         found = retrieval(embed(encoder, windows, projection), clip_embedding(images))
         scores |= {f"{name}_top1": found["top1"], f"{name}_top5": found["top5"]}
@@ -268,10 +268,11 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         chosen = torch.randperm(len(windows), generator=generator)[: settings.batch_size].numpy()
         frame = draw_frame(image.shape[1], len(chosen), generator).numpy()
         arrays = windows[chosen], text[chosen, frame], image[chosen, frame]
-        batch = [torch.from_numpy(array).to(model.log_temperature.device) for array in arrays]
+        bold, sentence, picture = (torch.from_numpy(array).to(model.log_temperature.device) for array in arrays)
         values = contrastive_loss(
-            model.encoder, *batch, model.log_temperature, augmentation, model.projection, generator, share
-        )
+            model.encoder, bold, sentence, picture, model.log_temperature, augmentation, model.projection,
+            generator, share,
+        )  # fmt: skip
         return values | {"temperature": model.log_temperature.exp()}
 
     train(

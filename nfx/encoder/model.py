@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import torch
 import torch.nn.functional as F
@@ -168,8 +168,18 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         self.register_buffer("positions", sin_cos_positions(self.patches, dim))
         _initialise(self.embed)
 
+    @overload
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> FMRIEncoder:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *, output_loading_info: Literal[True], **kwargs: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self: ...
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """Load a snapshot, as in diffusers, but refuse one whose weights are not exactly those of this model.
 
         Raises
@@ -202,7 +212,13 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         return self.norm(tokens)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Tokens v_t (batch, window, patches, dim), augmented or not, to (batch, tokens, token_dim)."""
+        """Tokens v_t (batch, window, patches, dim), augmented or not, to (batch, tokens, token_dim).
+
+        Raises
+        ------
+        ValueError
+            If the shape is not that of this encoder's tokens.
+        """
         expected = (self.config.window, self.patches, self.config.dim)
         if tokens.ndim != 4 or tuple(tokens.shape[1:]) != expected:
             raise ValueError(
@@ -227,6 +243,11 @@ class FMRIEncoder(ModelMixin, ConfigMixin):
         -------
         Tensor of shape (batch, window, heads, patches, patches)
             Each row (a patch that attends) sums to 1 over the last axis.
+
+        Raises
+        ------
+        ValueError
+            If the encoder has no such layer.
         """
         if not 0 <= layer < len(self.layers):
             raise ValueError(f"layer {layer} does not exist; this encoder has layers 0 to {len(self.layers) - 1}")

@@ -268,12 +268,16 @@ def adopt(profile: Profile) -> Path:
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If its sizes are not those of profile.encoder.
+        If the profile names none, or its sizes are not those of profile.encoder.
     """
     from nfx.encoder.model import interpolate_encoder
     from nfx.files import finished, sha256, source_digest, write_manifest
     from nfx.paths import ROOT, work
 
+    if profile.pretraining.snapshot is None:
+        raise ValueError(
+            f"pretraining.snapshot of profile '{profile.name}' is null: expected the folder of an encoder to adopt"
+        )
     source, folder, wanted = ROOT / profile.pretraining.snapshot, work(profile, "pretraining"), profile.encoder
     if not source.is_dir():
         raise FileNotFoundError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,9 @@ from nfx.evaluation.n_way import n_way_top_k
 from nfx.evaluation.ssim import ssim
 from nfx.files import require_exact_weights, source_digest, write_atomically
 from nfx.weights import file_digests
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCORES = ("ssim", "image_top1_1", "image_top1_3", "video_top1_1", "video_top1_3")
 
@@ -103,7 +107,7 @@ def kept(make: Callable[[], np.ndarray], stimuli: np.ndarray, model: str | Path,
     about = f"{stimuli.shape} {sorted(weights.items())} {source_digest('evaluation/classifiers.py')}"
     digest = hashlib.sha256(about.encode())
     for part in stimuli:  # a part at a time: the stimuli may be mapped from a file
-        digest.update(np.ascontiguousarray(part))
+        digest.update(np.ascontiguousarray(part).data)
     path = cache / f"{digest.hexdigest()[:32]}.npy"
     if not path.is_file():
         found = make()
@@ -143,23 +147,24 @@ def score_clips(
     clips, frames = truth.shape[:2]
     scores = {"ssim": ssim(truth, decoded).mean(axis=1)}
     flat = (-1, *truth.shape[2:])
-    image = [image_logits(stimuli.reshape(flat), image_folder, cache=cache) for stimuli in (truth, decoded)]
-    video = [video_logits(stimuli, video_folder, cache=cache) for stimuli in (truth, decoded)]
+    frames_shown, frames_decoded = (image_logits(x.reshape(flat), image_folder, cache=cache) for x in (truth, decoded))
+    clips_shown, clips_decoded = (video_logits(x, video_folder, cache=cache) for x in (truth, decoded))
     for correct in (1, 3):
-        by_frame = n_way_top_k(*image, n_way, top_k, trials, correct, seed)
+        by_frame = n_way_top_k(frames_shown, frames_decoded, n_way, top_k, trials, correct, seed)
         scores[f"image_top1_{correct}"] = by_frame.reshape(clips, frames).mean(axis=1)
-        scores[f"video_top1_{correct}"] = n_way_top_k(*video, n_way, top_k, trials, correct, seed)
+        by_clip = n_way_top_k(clips_shown, clips_decoded, n_way, top_k, trials, correct, seed)
+        scores[f"video_top1_{correct}"] = by_clip
     return pd.DataFrame(scores)[list(SCORES)]
 
 
-def _load_model(cls, folder: str | Path, **config):
+def _load_model(cls: Any, folder: str | Path, **config: Any) -> Any:
     """As `_load`; ValueError if the snapshot lacks weights or holds others: random ones would judge at random."""
     model, report = _load(cls, folder, output_loading_info=True, use_safetensors=True, **config)
     require_exact_weights(report, folder, cls.__name__)
     return model
 
 
-def _load(cls, folder: str | Path, **config):
+def _load(cls: Any, folder: str | Path, **config: Any) -> Any:
     """A snapshot by its class; what cannot be loaded is a FileNotFoundError that names it."""
     from transformers.utils import logging
 
@@ -176,7 +181,7 @@ def _load(cls, folder: str | Path, **config):
         ) from error
 
 
-def _logits(model, pixels, stimuli: np.ndarray, batch_size: int) -> np.ndarray:
+def _logits(model: Any, pixels: Callable[[np.ndarray], Tensor], stimuli: np.ndarray, batch_size: int) -> np.ndarray:
     import torch
 
     from nfx.training import device

@@ -62,7 +62,13 @@ def blocks(segment: np.ndarray, length: int) -> np.ndarray:
 
 
 def equal_blocks(segment: np.ndarray, length: int) -> np.ndarray:
-    """Clips in contiguous blocks of exactly `length`: indices (blocks, length). The rest of a segment is left out."""
+    """Clips in contiguous blocks of exactly `length`: indices (blocks, length). The rest of a segment is left out.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 2 blocks fit.
+    """
     parts = [clips[: len(clips) // length * length].reshape(-1, length) for clips in _runs(np.asarray(segment))]
     found = np.concatenate(parts)
     if len(found) < 2:
@@ -87,6 +93,11 @@ def block_bootstrap(
     length : clips a block
     level : of confidence
     samples, seed : of the bootstrap
+
+    Raises
+    ------
+    ValueError
+        If there is not one segment a value.
     """
     values = np.asarray(values, dtype=float)
     if values.shape != np.shape(segment):
@@ -126,6 +137,11 @@ def permutation_test(pairs: np.ndarray, permutations: int = 10_000, seed: int = 
     pairs : (n, n)
         Score of true item i with decoded item j (`block_pairs`, or `n_way_pairs` by clip).
     permutations, seed : of the test
+
+    Raises
+    ------
+    ValueError
+        If the table is not square, or of fewer than 2 items.
     """
     pairs = np.asarray(pairs, dtype=float)
     if pairs.ndim != 2 or pairs.shape[0] != pairs.shape[1] or len(pairs) < 2:
@@ -184,7 +200,7 @@ def permuted_accuracy(
         truth_logits, decoded_logits = truth_logits[:, None], decoded_logits[:, None]
     frames = range(truth_logits.shape[1])
     by_frame = (n_way_pairs(truth_logits[:, f], decoded_logits[:, f], n_way, top_k, truth_classes) for f in frames)
-    by_clip = sum(by_frame) / len(frames)
+    by_clip = np.asarray(sum(by_frame)) / len(frames)
     return permutation_test(block_pairs(lambda i, j: by_clip[i, j], segment, length), permutations, seed)
 
 
@@ -194,6 +210,14 @@ def paired_permutation(
     """Difference of two decoders on the same clips, first minus second, and its two-sided p-value.
 
     The signs of whole blocks are flipped at random: under the null the two decoders are exchangeable in a block.
+
+    Parameters
+    ----------
+    first, second : (clips,)
+        A score of each decoder.
+    segment : (clips,)
+    length : clips a block
+    permutations, seed : of the test
     """
     difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     sums = np.bincount(blocks(segment, length), weights=difference)
@@ -203,12 +227,12 @@ def paired_permutation(
     return float(difference.mean()), float(p)
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down correction of a family of p-values; NaN stays NaN and is not counted."""
-    p = np.asarray(p, dtype=float)
-    corrected, known = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    steps = p[order] * np.arange(len(order), 0, -1)
+    values = np.asarray(p, dtype=float)
+    corrected, known = np.full(values.shape, np.nan), np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    steps = values[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return corrected
 
@@ -225,6 +249,11 @@ def mean_frame(training_clips: np.ndarray, like: np.ndarray) -> np.ndarray:
     ----------
     training_clips : uint8 (clips, frames, height, width, 3), of the training set only
     like : clips of the same frame size
+
+    Raises
+    ------
+    ValueError
+        If the frames differ in size.
     """
     if training_clips.shape[2:] != like.shape[2:]:
         raise ValueError(f"training frames {training_clips.shape[2:]} and frames {like.shape[2:]} differ in size")
@@ -243,7 +272,13 @@ def frame_difference(clips: np.ndarray) -> np.ndarray:
 
 
 def category_overlap(train: set[str] | list[str], test: set[str] | list[str]) -> float:
-    """Intersection over union of the categories of training and test set (Section 4.2; the paper measures 0.56)."""
+    """Intersection over union of the categories of training and test set (Section 4.2; the paper measures 0.56).
+
+    Raises
+    ------
+    ValueError
+        If no category is given.
+    """
     train, test = set(train), set(test)
     if not train | test:
         raise ValueError("no categories given: expected the names found in the training and the test captions")

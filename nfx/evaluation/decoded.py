@@ -455,7 +455,19 @@ def warn_of_outdated(names: Sequence[str], newer: str) -> None:
 
 
 def load_decoded(profile: Profile, folder: Path) -> DecodedRun:
-    """The clips and scores that `decode_and_score` has written into a folder.
+    """The clips and scores that `decode_and_score` has written into a folder, test clips among them.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If they are not there, or files are damaged.
+    """
+    parts, scores = load_parts(profile, folder)
+    return DecodedRun(parts.get("validation"), parts["test"], scores)
+
+
+def load_parts(profile: Profile, folder: Path) -> tuple[dict[str, Decoded], pd.DataFrame]:
+    """The clips of each part, "validation" or "test" or both, that `decode_and_score` has written, and the scores.
 
     Raises
     ------
@@ -467,12 +479,12 @@ def load_decoded(profile: Profile, folder: Path) -> DecodedRun:
     if not table.is_file():
         raise FileNotFoundError(f"{table} does not exist: the clips are decoded but not scored. Run notebook 03 again")
     files.verify(folder, table.name)
-    parts: dict[str, Decoded | None] = {"validation": None, "test": None}
+    parts: dict[str, Decoded] = {}
     for part in PARTS:
         if f"{part}_decoded" in arrays:
             index = np.asarray(arrays[f"{part}_clip"])
             parts[part] = Decoded(arrays[f"{part}_decoded"], *_with_clip(_shown(profile, part, index), index))
-    return DecodedRun(**parts, scores=pd.read_csv(table))
+    return parts, pd.read_csv(table)
 
 
 def _with_clip(shown: tuple[np.ndarray, np.ndarray], index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ def figure_1(
     Figure
     """
     fig = new_figure(14, 9)
-    left, right = fig.subfigures(1, 2, width_ratios=[1, 1.15], wspace=0.03)
+    left, right = fig.subfigures(1, 2, squeeze=False, width_ratios=[1, 1.15], wspace=0.03).flat
     augmentation, noises = left.subfigures(2, 1, height_ratios=[1.25, 1], hspace=0.05)
     phase_1, phase_2 = right.subfigures(2, 1, hspace=0.05)
     _draw_tokens(augmentation, {"tokens": tokens, "spatial masking": masked, "temporal interpolation": interpolated})
@@ -83,7 +83,7 @@ def _draw_tokens(fig: SubFigure, versions: dict[str, np.ndarray]) -> None:
     panel_letter(fig, "a", "Augmented views of one fMRI window")
 
 
-def _draw_noise(fig: SubFigure, noise: dict[float, np.ndarray]) -> None:
+def _draw_noise(fig: Figure | SubFigure, noise: dict[float, np.ndarray]) -> None:
     frames = len(next(iter(noise.values())))
     axes = fig.subplots(len(noise), frames, squeeze=False)
     for row, (beta, panels) in zip(axes, noise.items(), strict=True):
@@ -210,7 +210,7 @@ def figure_2(
     """
     label = "ours, simulated data" if simulated else "ours"
     fig = new_figure(14, 8.6)
-    top, bottom = fig.subfigures(2, 1, hspace=0.06)
+    top, bottom = fig.subfigures(2, 1, squeeze=False, hspace=0.06).flat
     ax, beside = top.subplots(1, 2, width_ratios=[1.25, 1])
     panel_letter(top, "a", "Structural similarity")
     _grouped_bars(ax, ours, "method")
@@ -382,7 +382,7 @@ def figure_7(
     sizes = [sheet_size(sheet, 3, 0.55) for sheet in rows.values()]
     heights = [height + 0.45 for _, height in sizes]
     fig = new_figure(max(width for width, _ in sizes), sum(heights))
-    panels = np.atleast_1d(fig.subfigures(len(rows), 1, height_ratios=heights))
+    panels = fig.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, letter, (subject, sheet) in zip(panels, "abcdefghij", rows.items(), strict=False):
         draw_sheet(panel, sheet, None if titles is None else list(titles[subject]), clips_per_line=3)
         panel_letter(panel, letter, f"Subject {subject}")
@@ -431,7 +431,7 @@ def figure_clip_scores(
         raise ValueError(f"{len(score)} scores, {len(truth)} true and {len(decoded)} decoded clips: expected as many")
     chosen = best_median_worst(score)
     fig = new_figure(11, 4.2)
-    left, right = fig.subfigures(1, 2, width_ratios=[1, 1.05])
+    left, right = fig.subfigures(1, 2, squeeze=False, width_ratios=[1, 1.05]).flat
     ax = left.subplots()
     falling = np.sort(score[np.isfinite(score)])[::-1]
     ax.plot(np.arange(1, len(falling) + 1), falling, color=COLOURS["ours"], marker=".", markersize=4, linewidth=0.8)
@@ -468,9 +468,8 @@ def figure_ablations(table: pd.DataFrame, simulated: bool) -> Figure:
     ax.bar(x, table["mean"], 0.7, color=colours)
     ax.errorbar(x, table["mean"], _reach(table), fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
     beside.bar(x, table["paper_ssim"], 0.7, fill=False, edgecolor=COLOURS["published"], hatch="///")
-    for at, ours, high, theirs in zip(
-        x, table["mean"], table["high"].fillna(table["mean"]), table["paper_ssim"], strict=True
-    ):
+    values = zip(table["mean"], table["high"].fillna(table["mean"]), table["paper_ssim"], strict=True)
+    for at, (ours, high, theirs) in enumerate(values):
         _value(ax, at, ours, high)
         _value(beside, at, theirs, theirs)
     ax.set(ylabel="SSIM", title="ours, simulated data" if simulated else "ours")

@@ -123,7 +123,9 @@ def _check_counts(n_way: int, top_k: int, truth_classes: int) -> None:
         )
 
 
-def _checked(truth_logits, decoded_logits, n_way, top_k, truth_classes) -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+    truth_logits: np.ndarray, decoded_logits: np.ndarray, n_way: int, top_k: int, truth_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
     _check_counts(n_way, top_k, truth_classes)
     truth_logits, decoded_logits = np.asarray(truth_logits, dtype=float), np.asarray(decoded_logits, dtype=float)
     if truth_logits.shape != decoded_logits.shape or truth_logits.ndim != 2:

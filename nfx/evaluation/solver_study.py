@@ -38,7 +38,7 @@ from nfx.evaluation.decoded import (
     decode_and_score,
     decode_windows,
     evenly_spaced,
-    load_decoded,
+    load_parts,
     load_pipeline,
     run_folder,
     sampling_facts,
@@ -83,7 +83,7 @@ def decode(profile: Profile, subject: int, solver: str, steps: int, part: str) -
     Returns
     -------
     Path
-        ``<study folder>/<solver>_<steps>_<part>``; read it with `nfx.evaluation.decoded.load_decoded`.
+        ``<study folder>/<solver>_<steps>_<part>``; read it with `nfx.evaluation.decoded.load_parts`.
 
     Raises
     ------
@@ -281,9 +281,9 @@ def _facts(profile: Profile, subject: int) -> dict[str, Any]:
 
 def _compare(profile: Profile, subject: int, settings: Sequence[tuple[str, int]], part: str) -> pd.DataFrame:
     """`compare_with_reference` of clips decoded with each solver and number of steps; the reference stands first."""
-    runs = [load_decoded(profile, decode(profile, subject, *pair, part)) for pair in (REFERENCE, *settings)]
-    reference = getattr(runs[0], part)
-    measured = [clip_measures(getattr(run, part), run.scores, reference) for run in runs]
+    runs = [load_parts(profile, decode(profile, subject, *pair, part)) for pair in (REFERENCE, *settings)]
+    reference = runs[0][0][part]
+    measured = [clip_measures(parts[part], scores, reference) for parts, scores in runs]
     tables = []
     for (solver, steps), own in zip((REFERENCE, *settings), measured, strict=True):
         labels = {"part": part, "solver": solver, "steps": steps, "reference": (solver, steps) == REFERENCE}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+from functools import reduce
+
 import numpy as np
 
 WINDOW = 7  # pixels, uniform: the defaults of skimage, which the paper's peers use
@@ -63,5 +66,5 @@ def similarity_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def window_sums(image: np.ndarray) -> np.ndarray:
     """Sums over every 7 x 7 window that lies in the image: (height, width, ...) to (height - 6, width - 6, ...)."""
     height, width = image.shape[0] - WINDOW + 1, image.shape[1] - WINDOW + 1
-    rows = sum(image[k : k + height] for k in range(WINDOW))
-    return sum(rows[:, k : k + width] for k in range(WINDOW))
+    rows = reduce(operator.add, (image[k : k + height] for k in range(WINDOW)))
+    return reduce(operator.add, (rows[:, k : k + width] for k in range(WINDOW)))

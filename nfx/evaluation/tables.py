@@ -169,7 +169,15 @@ def ssim_references(truth: np.ndarray, training_clips: np.ndarray) -> dict[str, 
 def ssim_controls(
     truth: np.ndarray, decoded: np.ndarray, segment: np.ndarray, references: Mapping[str, float], **labels: object
 ) -> dict[str, object]:
-    """One row of the table of SSIM beside its controls: permuted pairs by block with their p, and `references`."""
+    """One row of the table of SSIM beside its controls: permuted pairs by block with their p, and `references`.
+
+    Parameters
+    ----------
+    truth, decoded : uint8 (clips, frames, height, width, 3)
+    segment : (clips,)
+    references : what knows nothing of the brain -> its SSIM, of `ssim_references`
+    labels : further columns, which stand first
+    """
     test = permuted_ssim(np.asarray(truth), np.asarray(decoded), segment, block_length(segment))
     row = {**labels, "SSIM": test.observed, "permuted pairs": test.null_mean, "p": test.p, **references}
     return row | {f"above {name}": bool(test.observed > value) for name, value in references.items()}

@@ -178,7 +178,7 @@ def recovery_table(
         for reader, attributes in seen.items():
             right = hits(name, truth[name], attributes[name])
             found = block_bootstrap(right, segment, length, seed=seed)
-            pairs = block_pairs(lambda i, j, n=name, a=attributes: hits(n, truth[n][i], a[n][j]), segment, length)
+            pairs = _block_hits(name, truth[name], attributes[name], segment, length)
             null = permutation_test(pairs, permutations, seed)
             constant = np.broadcast_to(truth["position"].mean(axis=0), truth["position"].shape)
             chance = 1 / LEVELS[name] if name in LEVELS else hits(name, truth[name], constant).mean()
@@ -187,3 +187,8 @@ def recovery_table(
                 | {"high": found.high, "chance": chance, "permuted": null.null_mean, "p": null.p}
             )
     return pd.DataFrame(rows)
+
+
+def _block_hits(name: str, truth: np.ndarray, seen: np.ndarray, segment: np.ndarray, length: int) -> np.ndarray:
+    """Share of `hits` of every pair of blocks: (blocks, blocks)."""
+    return block_pairs(lambda i, j: hits(name, truth[i], seen[j]), segment, length)

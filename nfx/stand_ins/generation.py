@@ -11,6 +11,7 @@ from torch.nn.functional import l1_loss, mse_loss, normalize
 from nfx.stand_ins import renders
 
 if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 
@@ -82,7 +83,7 @@ def unet() -> nn.Module:
     )  # fmt: skip
 
 
-def scheduler():
+def scheduler() -> DDIMScheduler:
     """Stable Diffusion v1-5's noise schedule, with the DDIM sampler; predicts epsilon."""
     from diffusers import DDIMScheduler
 

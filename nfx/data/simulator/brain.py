@@ -480,7 +480,7 @@ def noise(brain: Brain, volumes: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def detrend(runs: np.ndarray) -> np.ndarray:
-    """Remove a 4th-order polynomial from the columns of a run, as the official cleaning does."""
+    """Remove a 4th-order polynomial from every column of a run (volumes, vertices), as the official cleaning does."""
     basis = np.linalg.qr(np.vander(np.linspace(-1, 1, len(runs)), 5))[0].astype(runs.dtype)
     return runs - basis @ (basis.T @ runs)
 

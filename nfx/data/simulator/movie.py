@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -30,6 +30,9 @@ from nfx.data.simulator.scenes import (
     video_class,
 )
 from nfx.files import write_atomically
+
+if TYPE_CHECKING:
+    from nfx.profile import Profile, Simulation
 
 CLIP_SECONDS = 2.0  # one clip per volume; paper, Section 4.2
 FILM_RATE = 30  # frames a second of the published film
@@ -125,7 +128,14 @@ def class_overlap(train: set, test: set) -> float:
     return len(train & test) / len(train | test)
 
 
-def plan_movie(profile) -> Movie:
+def simulation_of(profile: Profile) -> Simulation:
+    """The profile's section `simulation`; ValueError if it has none."""
+    if profile.simulation is None:
+        raise ValueError(f"profile '{profile.name}' has no section 'simulation': nothing can be simulated for it")
+    return profile.simulation
+
+
+def plan_movie(profile: Profile) -> Movie:
     """The scenes of every segment, 'seg1'.. for training and 'test1'.. for testing, from the profile's seed alone.
 
     Each frame class shown comes equally often (within one); attributes are balanced within each segment, too.
@@ -140,7 +150,7 @@ def plan_movie(profile) -> Movie:
     Movie
         Shots by segment; together they fill the segment's clips.
     """
-    data, span = profile.data, profile.simulation.scene_volumes
+    data, span = profile.data, simulation_of(profile).scene_volumes
     rng = generator(profile.seed, "movie")
     lengths = {
         name: shot_lengths(rng, volumes, *span)

@@ -8,7 +8,7 @@ and :func:`caption` names all four. Coordinates are pixels of a 64-pixel frame, 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -43,7 +43,7 @@ class Scene(NamedTuple):
     texture_seed: int  # which part of the texture, its brightness, and the way the object faces
 
 
-def random_scene(rng: np.random.Generator, duration: float = 2.0, **fixed: int) -> Scene:
+def random_scene(rng: np.random.Generator, duration: float = 2.0, **fixed: float) -> Scene:
     """Draw a scene whose object is near the centre of the frame halfway through `duration` seconds.
 
     Attributes given by name (`object=3`) are kept, the others are drawn uniformly.
@@ -51,7 +51,7 @@ def random_scene(rng: np.random.Generator, duration: float = 2.0, **fixed: int) 
     unknown = set(fixed) - set(Scene._fields)
     if unknown:
         raise ValueError(f"a Scene has the fields {Scene._fields}; got {sorted(unknown)}")
-    drawn = {
+    drawn: dict[str, Any] = {
         "object": int(rng.integers(len(OBJECTS))),
         "colour": int(rng.integers(len(COLOURS))),
         "background": int(rng.integers(len(BACKGROUNDS))),
@@ -185,8 +185,10 @@ class _Pen:
 def _shade(paint: tuple[int, int, int], factor: float) -> tuple[int, int, int]:
     """Darker for a factor below 1, towards white above."""
     if factor <= 1:
-        return tuple(round(c * factor) for c in paint)
-    return tuple(round(c + (255 - c) * (factor - 1)) for c in paint)
+        red, green, blue = (round(c * factor) for c in paint)
+    else:
+        red, green, blue = (round(c + (255 - c) * (factor - 1)) for c in paint)
+    return red, green, blue
 
 
 def _person(pen: _Pen, paint: tuple[int, int, int]) -> None:

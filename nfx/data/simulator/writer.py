@@ -23,7 +23,15 @@ from nfx.data.simulator.brain import (
     signal_scale,
     starts_late,
 )
-from nfx.data.simulator.movie import Movie, describe, generator, plan_movie, plan_other_movie, write_movie
+from nfx.data.simulator.movie import (
+    Movie,
+    describe,
+    generator,
+    plan_movie,
+    plan_other_movie,
+    simulation_of,
+    write_movie,
+)
 from nfx.files import (
     finished,
     read_json,
@@ -88,9 +96,9 @@ def simulate_dataset(profile: Profile) -> Path:
     for name, path in tqdm(films.items(), desc="films", leave=False, mininterval=5):
         if not path.is_file():
             write_movie(path, movie[name], profile.data.frame_size)
-    recorded = _recorded_movie(movie)
+    recorded, strength = _recorded_movie(movie), simulation_of(profile).signal_to_noise
     for place, subject in enumerate(profile.data.subjects):
-        _write_subject(profile, movie, recorded, subject, profile.simulation.signal_to_noise[place], runs[subject])
+        _write_subject(profile, movie, recorded, subject, strength[place], runs[subject])
     write_json(truth / "movie.json", describe(movie))
     write_manifest(truth, facts)
     return root
@@ -109,7 +117,7 @@ def simulate_recordings(profile: Profile) -> Path:
         The folder ``hcp`` beside `video_fmri_dataset`.
     """
     facts = _facts(profile, "recordings")
-    folder, simulation = recordings_folder(profile), profile.simulation
+    folder, simulation = recordings_folder(profile), simulation_of(profile)
     if finished(folder, facts):
         return folder
     _claim(folder / "settings.json", facts, list(folder.rglob("*.dtseries.nii")))
@@ -169,15 +177,14 @@ def write_cifti(path: Path, run: np.ndarray, header: Cifti2Header) -> Path:
 
 def _facts(profile: Profile, what: str) -> dict[str, Any]:
     """All that the files depend on; of `data`, only what shapes them."""
-    if profile.simulation is None:
-        raise ValueError(f"profile '{profile.name}' has no section 'simulation': nothing can be simulated for it")
-    shape = ("frame_size", "train_segments", "test_segments", "train_volumes", "test_volumes", "repetition_time")
-    shape += ("subjects", "train_repeats", "test_repeats")
+    simulation = simulation_of(profile)
+    shape = {"frame_size", "train_segments", "test_segments", "train_volumes", "test_volumes", "repetition_time"}
+    shape |= {"subjects", "train_repeats", "test_repeats"}
     return {
         "what": what,
         "seed": profile.seed,
-        "data": profile.data.model_dump(mode="json", include=set(shape)) if what == "dataset" else {},
-        "simulation": profile.simulation.model_dump(mode="json"),
+        "data": profile.data.model_dump(mode="json", include=shape) if what == "dataset" else {},
+        "simulation": simulation.model_dump(mode="json"),
         "code": source_digest("data/simulator"),
     }
 
@@ -237,7 +244,7 @@ def _write_subject(
     files: dict[tuple[str, int], Path],
 ) -> None:
     """All runs of a subject that are not there yet, and the subject's truth."""
-    simulation = profile.simulation
+    simulation = simulation_of(profile)
     brain = make_brain(profile.seed, f"subject{subject}", share, simulation.vertex_step, simulation.other_step)
     signals = {name: answer(brain, recorded[name]) for name in movie}
     scale, reached, _ = signal_scale(
