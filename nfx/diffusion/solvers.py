@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, get_args
 
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 
 from nfx.profile import Solver
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nfx.diffusion.pipeline import NeuralFlixPipeline
+
+# diffusers looks for `SchedulerMixin` in the module of a pipeline's sampler, to learn how to load it.
+__all__ = ["SOLVERS", "TITLES", "DPMSolverPlusPlus", "SchedulerMixin", "UniPC", "make_solver", "sampled_by"]
 
 SOLVERS: tuple[str, ...] = get_args(Solver)
 TITLES = {"ddim": "DDIM", "dpm++": "DPM-Solver++", "unipc": "UniPC"}
