@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from nfx.evaluation.controls import (
     block_bootstrap,
+    block_pairs,
+    equal_blocks,
     mean_frame,
     mid_grey,
+    permutation_test,
     permuted_accuracy,
-    permuted_ssim,
 )
 from nfx.evaluation.n_way import n_way_chance
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nfx.profile import Evaluation, Profile
+
+JUDGED_AT_ONCE = 512  # frames: whole batches of the classifier, so that the parts' logits are those of one call
 
 # Column of a run's scores -> (what it measures, correct classes)
 METRICS: dict[str, tuple[str, int | None]] = {
@@ -169,8 +174,21 @@ def ssim_references(truth: np.ndarray, training_clips: np.ndarray) -> dict[str, 
 def ssim_controls(
     truth: np.ndarray, decoded: np.ndarray, segment: np.ndarray, references: Mapping[str, float], **labels: object
 ) -> dict[str, object]:
-    """One row of the table of SSIM beside its controls: permuted pairs by block with their p, and `references`."""
-    test = permuted_ssim(np.asarray(truth), np.asarray(decoded), segment, block_length(segment))
+    """One row of the table of SSIM beside its controls: permuted pairs by block with their p, and `references`.
+
+    The test is `nfx.evaluation.controls.permuted_ssim`, with a bar over the pairs of blocks.
+    """
+    from nfx.evaluation.ssim import ssim
+
+    truth, decoded, length = np.asarray(truth), np.asarray(decoded), block_length(segment)
+    pairs = len(equal_blocks(segment, length)) ** 2
+    with tqdm(total=pairs, desc="SSIM of all pairs of blocks", leave=False, mininterval=5) as bar:
+
+        def score(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+            bar.update()
+            return ssim(truth[i], decoded[j])
+
+        test = permutation_test(block_pairs(score, segment, length))
     row = {**labels, "SSIM": test.observed, "permuted pairs": test.null_mean, "p": test.p, **references}
     return row | {f"above {name}": bool(test.observed > value) for name, value in references.items()}
 
@@ -271,8 +289,14 @@ def categories(clips: np.ndarray, profile: Profile, frame: int = 2) -> set[int]:
     from nfx.evaluation.classifiers import image_logits
     from nfx.paths import work
 
-    shown, model = np.asarray(clips[:, frame]), profile.models.image_classifier
-    return set(image_logits(shown, model, cache=work(profile, "judged")).argmax(axis=1).tolist())
+    shown, model, cache = np.asarray(clips[:, frame]), profile.models.image_classifier, work(profile, "judged")
+    found: set[int] = set()
+    with tqdm(total=len(shown), desc="categories", unit="frame", leave=False, mininterval=5) as bar:
+        for start in range(0, len(shown), JUDGED_AT_ONCE):
+            part = shown[start : start + JUDGED_AT_ONCE]
+            found |= set(image_logits(part, model, cache=cache).argmax(axis=1).tolist())
+            bar.update(len(part))
+    return found
 
 
 def write_listing(profile: Profile, name: str, outputs: Sequence[Path]) -> dict[str, list[str]]:
