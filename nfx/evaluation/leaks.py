@@ -75,7 +75,7 @@ def sentences(table: pd.DataFrame, width: int = 100) -> list[str]:
         told.append(f"subject {subject}" if subject else "film, captions and trainings")
         for check in checks.itertuples():
             text = f"{'ok' if check.ok else 'LEAK':6s}{check.name}: {check.sentence}"
-            told += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent=" " * 8)
+            told += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
     return told
 
 
