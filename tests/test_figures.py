@@ -144,7 +144,8 @@ def test_cortex_shows_a_planted_patch_in_colour():
 
 
 @pytest.mark.slow
-def test_figure_6_is_complete(monkeypatch):
+def test_figure_6_is_complete(monkeypatch, bars):
+    made = bars(attention_figures)
     rng = np.random.default_rng(0)
     seen = []
 
@@ -165,6 +166,7 @@ def test_figure_6_is_complete(monkeypatch):
     words = texts(fig)
     assert all(word in words for word in ("cat", "airplane", "DefaultA", "***", "nearest", "p = 0.010"))
     assert len(seen) == 12 + 12 + 8 and sum(view == "ventral" for _, view, _ in seen) == 4
+    assert [(bar.n, bar.total) for bar in made] == [(len(seen), len(seen))]
     assert {count for *_, count in seen} == {analysed.sum()}
 
 

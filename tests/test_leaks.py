@@ -6,6 +6,7 @@ import shutil
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -73,8 +74,23 @@ def arrays_of(profile, folder, *names):
     return [np.array(array) for array in load_arrays(work(profile, folder), *names).values()]
 
 
-def test_there_is_none_where_there_is_none(profile):
+def test_sentences_are_whole_in_order_and_not_too_wide():
+    checks = [
+        leaks.Leak("copied clips", True, 0, "a " + "long " * 30 + "end"),
+        leaks.Leak("window draws", False, 3, "3 of 60", 2),
+        leaks.Leak("trainings", True, 0, "0 of 2"),
+    ]
+    lines = leaks.sentences(pd.DataFrame(checks), 60)
+    assert max(map(len, lines)) <= 60
+    assert lines[0] == "film, captions and trainings" and lines[-2:] == ["subject 2", "  LEAK  window draws: 3 of 60"]
+    assert "  ok    trainings: 0 of 2" in lines and " ".join(" ".join(lines).split()).count("long") == 30
+
+
+def test_there_is_none_where_there_is_none(profile, bars):
+    made = bars(leaks)
     table = leaks.check_leaks(profile)
+    segments = profile.data.train_segments - len(profile.data.validation_segments)
+    assert [(bar.n, bar.total) for bar in made] == [(segments, segments)]  # of the one subject
     assert table["ok"].all(), table[~table["ok"]].to_string()
     assert len(table) == 11 and table["name"].is_unique and table["sentence"].str.len().min() > 20
     assert set(table.loc[table["subject"] == 1, "name"]) == {

@@ -71,8 +71,10 @@ def test_frames_are_embedded_once_and_stand_in_their_places(demo, colours):
     np.testing.assert_array_equal(found, direct.reshape(4, 3, -1))
 
 
-def test_what_knows_nothing_is_at_chance_and_what_knows_is_above(demo, runs):
+def test_what_knows_nothing_is_at_chance_and_what_knows_is_above(demo, runs, bars):
+    made = bars(methods)
     table = methods.clip_scores(demo, 2, runs)
+    assert [(bar.n, bar.total) for bar in made] == [(len(runs), len(runs))]
     assert list(table["method"].unique()) == list(runs) and (table["subject"] == 2).all() and len(table) == 3 * CLIPS
     assert set(methods.SCORES) <= set(table)
     mean = table.groupby("method")[list(methods.SCORES)].mean()

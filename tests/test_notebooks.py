@@ -74,8 +74,26 @@ def test_one_title_and_a_step_for_a_heading(path):
     headings = [line for cell in cells(path, "markdown") for line in cell.source.splitlines() if line.startswith("#")]
     assert sum(line.startswith("# ") for line in headings) == 1 and headings[0].startswith("# ")
     assert sum(line.startswith("## ") for line in headings) >= 3
-    assert "## What we have now" in headings[-1]
+    assert headings[-2:] == ["## What we have now", "## References and where to go next"]
     assert "no number here is the paper's" in cells(path)[-1].source
+
+
+@by_notebook
+def test_links_lead_somewhere_and_to_the_notebooks_beside_it(path):
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    links = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not target.startswith("https://")]
+    assert all((path.parent / target).is_file() for target in links), links
+    at = NOTEBOOKS.index(path)
+    assert {other.name for other in NOTEBOOKS[max(at - 1, 0) : at + 2]} - {path.name} <= set(links)
+    assert any(target.startswith("../docs/") for target in links)
+
+
+@by_notebook
+def test_references_name_what_their_links_lead_to(path):
+    sites = {"doi": "https://doi.org/", "arXiv": "https://arxiv.org/abs/"}
+    found = re.findall(r"\[(doi|arXiv):([^\]]+)\]\(([^)]+)\)", cells(path, "markdown")[-1].source)
+    assert len(found) >= 2 and found[0][:2] == ("arXiv", "2402.01590")
+    assert all(link == sites[kind] + number for kind, number, link in found)
 
 
 @by_notebook

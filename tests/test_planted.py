@@ -107,6 +107,13 @@ def test_stages_with_a_shift_and_without(received, sources):
     assert found["higher visual, 2 SD", "t-test"] > 0.9
 
 
+def test_bars_count_every_planted_map(received, sources, bars):
+    made, rest = bars(planted), (SIZE, sources[:5], SEGMENT, LENGTH)
+    planted.check_networks(received[1], VERTEX, NETWORK, *rest, draws=3)
+    planted.check_stages(*received, VERTEX, PARCEL, *rest, draws=3)
+    assert [(bar.n, bar.total) for bar in made] == [(4 * 3, 4 * 3), (3 * 3, 3 * 3)]
+
+
 def test_planted_map_has_the_encoders_own_level_and_spread(received, sources, monkeypatch):
     seen = []
     monkeypatch.setattr(planted, "map_tests", lambda values, *_: seen.append(values) or {})

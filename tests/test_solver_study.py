@@ -138,6 +138,11 @@ def test_validation_clips_choose_and_test_clips_report(small, capsys):
     figure = solver_study.figure_solvers(comparison, fewest, small)
     assert [ax.get_xlabel() for ax in figure.get_axes()].count("evaluations of the UNet") == 5
 
+    written = solver_study.save_study(small, 1)
+    assert [path.name for path in written] == ["solvers.csv", "fewest_steps.csv", "figure_solvers.png"]
+    assert len(pd.read_csv(written[0], comment="#")) == len(comparison)
+    assert pd.read_csv(written[1], comment="#")["steps"].dropna().tolist() == [2] * 3
+
     capsys.readouterr()
     solver_study.study(small, 1)
     assert capsys.readouterr().out.count("reused") == 1  # as a whole, without a look at its clips

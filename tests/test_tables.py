@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from nfx.evaluation import ablations, panels, published, tables
+from nfx.evaluation import ablations, classifiers, controls, panels, published, tables
 from nfx.profile import load_profile
 
 DEMO = load_profile("demo")
@@ -71,13 +73,33 @@ def test_shuffled_table_tells_a_decoder_from_chance():
     assert (tables.shuffled_table(truth, blind, SEGMENT, DEMO.evaluation)["expected"] < 0.15).all()
 
 
-def test_ssim_controls_of_a_perfect_decoder():
+def test_ssim_controls_of_a_perfect_decoder(bars):
+    made = bars(controls)
     truth = np.random.default_rng(0).integers(0, 256, (24, 2, 8, 8, 3), dtype=np.uint8)
     references = tables.ssim_references(truth, truth)
     row = tables.ssim_controls(truth, truth, np.repeat([1, 2, 3, 4], 6), references, subject=1)
     assert row["SSIM"] == pytest.approx(1) and row["p"] < 0.01
     assert abs(row["permuted pairs"]) < 0.3
     assert row["above mid-grey frame"] and row["above training-mean frame"]
+    assert [(bar.n, bar.total) for bar in made] == [(8**2, 8**2)]  # eight blocks of three clips
+
+
+def test_categories_are_those_of_one_call_and_every_frame_is_counted(monkeypatch, bars):
+    def logits(frames, model, cache):
+        assert model == DEMO.models.image_classifier and len(frames) <= 4
+        return np.eye(256)[frames[:, 0, 0, 0]]
+
+    made = bars(tables)
+    monkeypatch.setattr(classifiers, "image_logits", logits)
+    monkeypatch.setattr(tables, "JUDGED_AT_ONCE", 4)
+    clips = np.random.default_rng(0).integers(0, 256, (10, 6, 8, 8, 3), dtype=np.uint8)
+    assert tables.categories(clips, DEMO) == set(clips[:, 2, 0, 0, 0].tolist())
+    assert [(bar.n, bar.total) for bar in made] == [(10, 10)]
+
+
+def test_parts_of_frames_are_whole_batches_of_the_classifier():
+    batch = inspect.signature(classifiers.image_logits).parameters["batch_size"].default
+    assert tables.JUDGED_AT_ONCE % batch == 0
 
 
 def test_paired_difference_is_that_of_the_same_clips():

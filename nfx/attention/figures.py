@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from nfx.attention.maps import sphere
 from nfx.attention.networks import NETWORKS
@@ -59,11 +61,13 @@ def figure_6(
         analysed = analysed_vertices()
     fig = new_figure(14, 12)
     upper, middle, lower = fig.subfigures(3, 1, squeeze=False, height_ratios=[1, 1, 1.2], hspace=0.03).flat
-    _draw_maps(upper, "a", "Stages of learning (last layer)", stages, analysed)
-    _draw_maps(middle, "b", "Layers (fully trained encoder)", layers, analysed)
-    left, right = lower.subfigures(1, 2, width_ratios=[1, 1.2])
-    _draw_networks(left, network, tests)
-    _draw_categories(right, categories, category_p or {}, analysed)
+    pictures = len(VIEWS) * (len(stages) + len(layers)) + 2 * sum(len(maps) for maps in categories.values())
+    with tqdm(total=pictures, desc="cortex", unit="view", leave=False, mininterval=5) as bar:
+        _draw_maps(upper, "a", "Stages of learning (last layer)", stages, analysed, bar)
+        _draw_maps(middle, "b", "Layers (fully trained encoder)", layers, analysed, bar)
+        left, right = lower.subfigures(1, 2, width_ratios=[1, 1.2])
+        _draw_networks(left, network, tests)
+        _draw_categories(right, categories, category_p or {}, analysed, bar)
     fig.text(0.01, -0.01, FILL_NOTE, ha="left", va="top", fontsize=9.5, color="#444444")
     return fig
 
@@ -263,15 +267,28 @@ def stars(p: float) -> str:
 VIEWS = (("left", "lateral"), ("left", "medial"), ("right", "lateral"), ("right", "medial"))
 
 
-def _draw_maps(fig: SubFigure, letter: str, title: str, maps: dict[str, np.ndarray], analysed: np.ndarray) -> None:
+def _draw_maps(
+    fig: SubFigure, letter: str, title: str, maps: dict[str, np.ndarray], analysed: np.ndarray, bar: tqdm
+) -> None:
     limits = colour_limits(list(maps.values()))
     axes = np.atleast_1d(fig.subplots(1, len(maps)))
     for ax, (name, values) in zip(axes, maps.items(), strict=True):
         filled = fill_nearest(values, analysed)
-        pictures = [cortex_image(filled, hemisphere, view, limits) for hemisphere, view in VIEWS]
+        pictures = _views(filled, VIEWS, limits, bar)
         _show(ax, _montage(pictures, columns=2), name)
     _colour_bar(fig, axes, limits)
     panel_letter(fig, letter, title)
+
+
+def _views(
+    values: np.ndarray, views: Sequence[tuple[str, str]], limits: tuple[float, float], bar: tqdm
+) -> list[np.ndarray]:
+    """Pictures of one map, (hemisphere, view) by (hemisphere, view); `bar` moves on by one for each."""
+    pictures = []
+    for hemisphere, view in views:
+        pictures.append(cortex_image(values, hemisphere, view, limits))
+        bar.update()
+    return pictures
 
 
 def _show(ax: Axes, picture: np.ndarray, title: str) -> None:
@@ -320,7 +337,11 @@ def _draw_networks(fig: SubFigure, network: dict[str, pd.DataFrame], tests: pd.D
 
 
 def _draw_categories(
-    fig: SubFigure, categories: dict[str, dict[str, np.ndarray]], category_p: dict[str, float], analysed: np.ndarray
+    fig: SubFigure,
+    categories: dict[str, dict[str, np.ndarray]],
+    category_p: dict[str, float],
+    analysed: np.ndarray,
+    bar: tqdm,
 ) -> None:
     panel_letter(fig, "d", "Categories of the stimulus")
     if not categories:
@@ -332,7 +353,7 @@ def _draw_categories(
         view = "ventral" if "fusiform" in region.lower() else "lateral"
         for ax, (name, values) in zip(row, maps.items(), strict=True):
             filled = fill_nearest(values, analysed)
-            pictures = [cortex_image(filled, hemisphere, view, limits) for hemisphere in ("left", "right")]
+            pictures = _views(filled, [(hemisphere, view) for hemisphere in ("left", "right")], limits, bar)
             _show(ax, _montage(pictures, columns=2), name)
         test = f"\n{p_text(category_p[region])}" if region in category_p else ""
         row[0].set_ylabel(f"{region}{test}", fontsize=10)

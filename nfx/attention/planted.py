@@ -8,11 +8,13 @@ effect significant at p < 0.05.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from tqdm import tqdm
 
 from nfx.attention.maps import patch_means, sphere
 from nfx.attention.networks import NETWORKS, in_region
@@ -91,6 +93,7 @@ def check_networks(
     planted = {"nothing": (0.0, False), "nothing, hemispheres alike": (0.0, True)}
     planted |= {f"a network, {effect:g} SD": (effect, False) for effect in EFFECTS}
     generator, tables = np.random.default_rng(seed), []
+    bar = _bar(planted, draws, "planted in networks")
     for words, (effect, alike) in planted.items():
         found = []
         for draw, known in enumerate(smooth_maps(vertex, patch_size, draws, seed, alike)):
@@ -101,7 +104,9 @@ def check_networks(
             t = stats.ttest_ind(of_networks[:, pairs[:, 0]], of_networks[:, pairs[:, 1]], equal_var=False).pvalue
             tests = map_tests(drawn.mean(axis=0), contrasts, sources, patch_size)
             found.append(_found(t, tests, (pairs == favoured).any(axis=1) | (effect == 0)))
+            bar.update()
         tables.append(_table(words, found))
+    bar.close()
     return pd.concat(tables, ignore_index=True)
 
 
@@ -140,6 +145,7 @@ def check_stages(
     planted = {"no change": (0.0, 0.0), "an unrelated change": (1.0, 0.0)}
     planted |= {f"higher visual, {EFFECTS[0]:g} SD": (1.0, EFFECTS[0])}
     generator, tables = np.random.default_rng(seed), []
+    bar = _bar(planted, draws, "planted between stages")
     for words, (change, effect) in planted.items():
         found = []
         for known in smooth_maps(vertex, patch_size, draws, seed):
@@ -149,9 +155,16 @@ def check_stages(
             t = stats.ttest_1samp(drawn @ (region - rest), 0).pvalue
             tests = map_tests(drawn.mean(axis=0), (region - rest)[None], sources, patch_size)
             found.append(_found(np.array([t]), tests, np.array([True])))
+            bar.update()
         table = _table(words, found)
         tables.append(table[table["correction"].eq("none")])
+    bar.close()
     return pd.concat(tables, ignore_index=True)
+
+
+def _bar(planted: Mapping[str, tuple[float, float]], draws: int, words: str) -> tqdm:
+    """Progress over the maps of all that is planted."""
+    return tqdm(total=len(planted) * draws, desc=words, unit="map", leave=False, mininterval=5)
 
 
 def _found(t: np.ndarray, tests: dict[str, MapTest], counted: np.ndarray) -> dict[tuple[str, str], float]:

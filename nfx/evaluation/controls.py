@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 
 class Permuted(NamedTuple):
@@ -170,7 +171,14 @@ def permuted_ssim(
     """
     from nfx.evaluation.ssim import ssim
 
-    return permutation_test(block_pairs(lambda i, j: ssim(truth[i], decoded[j]), segment, length), permutations, seed)
+    pairs = len(equal_blocks(segment, length)) ** 2
+    with tqdm(total=pairs, desc="SSIM of all pairs of blocks", leave=False, mininterval=5) as bar:
+
+        def score(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+            bar.update()
+            return ssim(truth[i], decoded[j])
+
+        return permutation_test(block_pairs(score, segment, length), permutations, seed)
 
 
 def permuted_accuracy(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import textwrap
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from nfx.evaluation.controls import category_overlap, nearest_training_clip
 from nfx.files import load_arrays, read_json, read_manifest
@@ -64,6 +66,17 @@ def check_leaks(profile: Profile) -> pd.DataFrame:
     if (work(profile, "pretraining", "data") / "manifest.json").is_file():
         found.append(pretraining_people(profile))
     return pd.DataFrame(found)
+
+
+def sentences(table: pd.DataFrame, width: int = 100) -> list[str]:
+    """The table of `check_leaks`, to be read: the film first, then each subject; no line is longer than `width`."""
+    told = []
+    for subject, checks in table.groupby("subject", sort=False):
+        told.append(f"subject {subject}" if subject else "film, captions and trainings")
+        for check in checks.itertuples():
+            text = f"{'ok' if check.ok else 'LEAK':6s}{check.name}: {check.sentence}"
+            told += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent=" " * 8, break_on_hyphens=False)
+    return told
 
 
 # --- the film ------------------------------------------------------------------------------------------------
@@ -208,7 +221,8 @@ def prepare_again(profile: Profile, subject: int) -> Again:
     chosen = np.asarray(load_arrays(work(profile, f"subject{subject}"), "vertex")["vertex"])
     runs = [run for run in subject_runs(profile, subject) if run.repeat <= data.train_repeats]
     correlations, means, places = [], [], np.zeros(0, int)
-    for number in (n for n in range(1, data.train_segments + 1) if n not in data.validation_segments):
+    numbers = [n for n in range(1, data.train_segments + 1) if n not in data.validation_segments]
+    for number in tqdm(numbers, desc=f"recordings, subject {subject}", leave=False, mininterval=5):
         cleaned = []
         for run in (r for r in runs if r.segment == f"seg{number}"):
             if f"subject{subject}/{run.segment}_{run.repeat}" in data.exclude_runs:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from nfx import files, paths
 from nfx.evaluation.comparisons import compare, holm_over, statement
@@ -169,7 +170,7 @@ def clip_scores(profile: Profile, subject: int, runs: Mapping[str, DecodedRun]) 
     """
     truth, tables = next(iter(runs.values())).test, []
     true_embeddings = embed(truth.truth, profile)
-    for name, run in runs.items():
+    for name, run in tqdm(runs.items(), desc=f"scores, subject {subject}", leave=False, mininterval=5):
         if not np.array_equal(run.test.clip, truth.clip):
             raise ValueError(
                 f"'{name}' has decoded other test clips than '{next(iter(runs))}': run both again with the same profile"

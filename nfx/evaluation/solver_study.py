@@ -14,7 +14,7 @@ This is a test of equivalence: too few clips fail it, and no absence of a differ
 steps are tested from the largest down and the first to fail ends it, so that the level needs no correction for how many
 there are. Validation clips choose; test clips are then decoded with what was chosen, and report.
 
-What is decoded goes to ``work/<profile>/solvers/subject<k>``. One command:
+What is decoded goes to ``work/<profile>/solvers/subject<k>``, tables and figure to ``figures/<profile>``. One command:
 ``python -m nfx.evaluation.solver_study SUBJECT [--profile demo]``.
 """
 
@@ -45,7 +45,7 @@ from nfx.evaluation.decoded import (
 )
 from nfx.evaluation.ssim import ssim
 from nfx.evaluation.tables import block_length
-from nfx.plots import COLOURS, new_figure, panel_letter
+from nfx.plots import COLOURS, new_figure, panel_letter, save_figure, save_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -422,6 +422,22 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": [COLOURS[name] for name in ("published", "ours", "third")][number], "marker": "sov"[number]}
 
 
+def save_study(profile: Profile, subject: int) -> list[Path]:
+    """Write ``solvers`` (all comparisons), ``fewest_steps`` and ``figure_solvers`` to ``figures/<profile>``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Of `load_study`.
+    """
+    comparison, fewest = load_study(profile, subject)
+    return [
+        save_table(comparison.set_index(["subject", "part", "solver", "steps", "metric"]), profile, "solvers"),
+        save_table(solver_table(comparison, fewest), profile, "fewest_steps"),
+        save_figure(figure_solvers(comparison, fewest, profile), profile, "figure_solvers"),
+    ]
+
+
 def _title(solver: str, steps: int) -> str:
     return f"{TITLES[solver]}-{steps}, 95 % interval"
 
@@ -442,6 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.subject not in profile.data.subjects:
             raise ValueError(f"subject is {given.subject}, expected one of {list(profile.data.subjects)}")
         study(profile, given.subject)
+        save_study(profile, given.subject)
         print(solver_table(*load_study(profile, given.subject)).to_string())
     except (OSError, ValueError) as error:
         sys.exit(f"{COMMAND}: {error}")

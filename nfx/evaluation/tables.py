@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from nfx.evaluation.controls import (
     block_bootstrap,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nfx.profile import Evaluation, Profile
+
+JUDGED_AT_ONCE = 512  # frames: whole batches of the classifier, so that the parts' logits are those of one call
 
 # Column of a run's scores -> (what it measures, correct classes)
 METRICS: dict[str, tuple[str, int | None]] = {
@@ -279,8 +282,14 @@ def categories(clips: np.ndarray, profile: Profile, frame: int = 2) -> set[int]:
     from nfx.evaluation.classifiers import image_logits
     from nfx.paths import work
 
-    shown, model = np.asarray(clips[:, frame]), profile.models.image_classifier
-    return set(image_logits(shown, model, cache=work(profile, "judged")).argmax(axis=1).tolist())
+    shown, model, cache = np.asarray(clips[:, frame]), profile.models.image_classifier, work(profile, "judged")
+    found: set[int] = set()
+    with tqdm(total=len(shown), desc="categories", unit="frame", leave=False, mininterval=5) as bar:
+        for start in range(0, len(shown), JUDGED_AT_ONCE):
+            part = shown[start : start + JUDGED_AT_ONCE]
+            found |= set(image_logits(part, model, cache=cache).argmax(axis=1).tolist())
+            bar.update(len(part))
+    return found
 
 
 def write_listing(profile: Profile, name: str, outputs: Sequence[Path]) -> dict[str, list[str]]:
