@@ -61,12 +61,13 @@ class Case(NamedTuple):
 class Steps(NamedTuple):
     """One training step, ready to be repeated: by this package, and as peers write it; on the same weights.
 
-    ``losses`` are both losses at the draws of step 0, ``trained`` the parameters that this package trains.
+    ``losses`` are both losses at the draws of step 0, ``trained`` the parameters of ``model`` that this package trains.
     """
 
     ours: Callable[[], Any]
     plain: Callable[[], Any]
     losses: tuple[Callable[[], Tensor], Callable[[], Tensor]]
+    model: nn.Module
     trained: list[nn.Parameter]
 
 
@@ -225,6 +226,7 @@ def steps_of(
         training_step(model, ours, trained, **options),
         training_step(model, plainly, list(model.parameters()), watched=True, **options),
         tuple(lambda loss=loss: loss(model, 0, step_generator(0, 0), WHOLE)["loss"] for loss in (ours, plainly)),
+        model,
         trained,
     )
 
