@@ -84,6 +84,7 @@ def test_plain_sampling_gives_the_same_clips():
     assert ours.std() > 1 and not any("forward" in vars(module) for module in made.unet.modules())
 
 
+@pytest.mark.slow
 def test_a_plain_step_needs_more_memory():
     """Counted on tensors without content, as at the paper's size, and on real ones."""
     counts = at.counted_bytes(small, held=at.held_bytes, ours=stage_two_bytes, plain=at.fine_tuning_bytes)
