@@ -96,6 +96,9 @@ def test_a_plain_step_needs_more_memory():
 def test_operations_are_those_of_matrix_products():
     a = torch.randn(8, 16)
     assert at.operations(lambda: a @ a.T) == 2 * 8 * 8 * 16
-    q = torch.randn(1, 2, 8, 4)
-    attended = torch.nn.functional.scaled_dot_product_attention
-    assert at.operations(lambda: attended(q, q, q)) == at.operations(lambda: plain.attention(q, q, q)) > 0
+    q = torch.randn(1, 2, 8, 4, requires_grad=True)
+    product = 2 * 2 * 8 * 8 * 4
+    for attend in (torch.nn.functional.scaled_dot_product_attention, plain.attention):
+        assert at.operations(lambda attend=attend: attend(q, q, q)) == 2 * product
+    fused = torch.nn.functional.scaled_dot_product_attention
+    assert at.operations(lambda: fused(q, q, q).sum().backward()) >= 6 * product  # backward: twice as many

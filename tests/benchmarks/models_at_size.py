@@ -375,9 +375,15 @@ def evaluations(made: NeuralFlixPipeline, clips: int, steps: int) -> Callable[[]
 
 def operations(work: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, convolutions and attention in a piece of work, which is done."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    with FlopCounterMode(display=False) as counter:
+    fused = {  # of the CPU, which torch's counter does not know
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+            lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         work()
     return counter.get_total_flops()
 
