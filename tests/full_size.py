@@ -47,17 +47,10 @@ def stable_diffusion(folder: Path) -> None:
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    unet = UNet2DConditionModel(
-        sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    )  # fmt: skip
+    unet = UNet2DConditionModel(**UNET)
     counts["unet"] = unet.num_parameters()
     unet.half().save_pretrained(folder / "unet")
-    vae = AutoencoderKL(
-        sample_size=512, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
-        down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-    )  # fmt: skip
+    vae = AutoencoderKL(**VAE)
     counts["vae"] = vae.num_parameters()
     vae.half().save_pretrained(folder / "vae")
     text = CLIPTextModel(CLIPTextConfig(**TEXT))
@@ -69,6 +62,15 @@ def stable_diffusion(folder: Path) -> None:
     clip_tokenizer(folder / "tokenizer")
 
 
+UNET = {
+    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768,
+    "attention_head_dim": 8, "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}  # fmt: skip
+VAE = {
+    "sample_size": 512, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+}  # fmt: skip
 TEXT = {
     "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
     "num_attention_heads": 12, "projection_dim": 768, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
