@@ -56,8 +56,12 @@ def _mean_similarity(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def similarity_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Local SSIM of two uint8 frames (height, width, channels) at every whole window: (height - 6, width - 6, channels),
-    float64."""
+    """Local SSIM of two uint8 frames (height, width, channels) at every whole window.
+
+    Returns
+    -------
+    float64 (height - 6, width - 6, channels)
+    """
     height, width, channels = x.shape
     found = np.empty((height - WINDOW + 1, width - WINDOW + 1, channels))
     for top in range(0, len(found), STRIP):

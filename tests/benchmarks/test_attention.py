@@ -10,7 +10,7 @@ from nfx.encoder import FMRIEncoder
 
 
 def operations(encoder: FMRIEncoder, clips: int, layer: int) -> float:
-    """Multiplications and additions up to the softmax of a layer: projections, attention and MLPs before, then q and k."""
+    """Multiplications and additions up to the softmax of a layer: all layers before, then its queries and keys."""
     own = encoder.config
     patches = -(-own.voxels // own.patch_size)
     tokens = clips * own.window * patches
@@ -37,6 +37,6 @@ def test_attention_maps(row, quick):
             lambda: attention_maps(encoder, bold, layer),
         ),
         rounds=2,
-        notes="floor: its matrix products at the measured rate. Plain: one clip at a time, every layer's softmax matrix "
-        "written out and kept. Equal within 1e-4 of a value. Doubled: clips",
+        notes="floor: its matrix products at the measured rate. Plain: one clip at a time, every layer's softmax "
+        "matrix written out and kept. Equal within 1e-4 of a value. Doubled: clips",
     )

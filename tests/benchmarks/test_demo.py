@@ -45,9 +45,5 @@ def test_the_demo(told):
             seconds = at_work((start, min(stop, end)) for start, stop in found.values() if start < end)
             notes = "time in which at least one of its notebooks was at work, when it last ran, with whatever else ran"
         else:
-            seconds, notes = math.nan, f"not measured: no finished demo in this folder (./run_all.sh makes one)"
+            seconds, notes = math.nan, "not measured: no finished demo in this folder (./run_all.sh makes one)"
         told(table.Row(f"the demo, {name}", seconds / 60, notes=notes, unit="min"))
-
-
-def test_times_of_notebooks_side_by_side_count_once():
-    assert at_work([(0, 10), (5, 12), (20, 21), (6, 7)]) == 13

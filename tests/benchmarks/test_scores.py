@@ -8,7 +8,6 @@ import pytest
 from nfx.evaluation import n_way_top_k, ssim
 
 CLIPS, FRAMES = 1200, 6
-DOUBLES = 12  # passes over a frame as float64 that the formula cannot do without: five sums in, one map out, twice
 
 
 def test_ssim(row, quick):
@@ -54,7 +53,7 @@ def test_50_way(row, quick, kind, classes, rows):
         plain_rounds=2,
         grown=(lambda: n_way_top_k(truth[: 2 * rows], decoded[: 2 * rows]), lambda: n_way_top_k(truth, decoded)),
         rounds=3,
-        notes=f"{'frames' if kind == 'image' else 'clips'}, 100 trials. Floor: the scores read once. Plain: a loop over "
-        f"trials with np.random.choice, for {few} and scaled. Equal in distribution: means within 4 standard errors. "
-        "Doubled: clips; the draws of a class are shared by its clips, so the cost grows by less",
+        notes=f"{'frames' if kind == 'image' else 'clips'}, 100 trials. Floor: the scores read once. Plain: a loop "
+        f"over trials with np.random.choice, for {few} and scaled. Equal in distribution: means within 4 standard "
+        "errors. Doubled: clips; the draws of a class are shared by its clips, so the cost grows by less",
     )
