@@ -66,26 +66,37 @@ def test_cleaning_a_run(run, row):
     )
 
 
-def write_film(path: Path, seconds: int, height: int, width: int) -> Path:
-    """A film of moving texture at 30 frames a second, H.264: 8 s are encoded, and their packets repeated."""
-    rng = np.random.default_rng(0)
-    texture = rng.integers(0, 256, (height // 8 + 32, width // 8 + 32, 3), dtype=np.uint8)
+PIECE = 8  # s
+
+
+def write_piece(path: Path, height: int, width: int) -> Path:
+    """Eight seconds of moving texture at 30 frames a second, H.264."""
+    texture = np.random.default_rng(0).integers(0, 256, (height // 8 + 32, width // 8 + 32, 3), dtype=np.uint8)
     texture = texture.repeat(8, axis=0).repeat(8, axis=1)
-    packets = []
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"preset": "veryfast", "crf": "20"}
-        for number in range(8 * 30):
-            part = texture[number % 240 : number % 240 + height, number // 2 : number // 2 + width]
-            packets += stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(part), format="rgb24"))
-        packets += stream.encode(None)
-        frame = round(1 / (30 * packets[0].time_base))  # in units of the packets' clock
-        first = [(packet.pts, packet.dts) for packet in packets]
-        for turn in range(seconds // 8):
-            for packet, (shown, decoded) in zip(packets, first, strict=True):
-                packet.pts, packet.dts = shown + turn * 240 * frame, decoded + turn * 240 * frame
-                container.mux(packet)
+        for number in range(30 * PIECE):
+            part = texture[number : number + height, number // 2 : number // 2 + width]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(part), format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def repeat_piece(piece: Path, path: Path, times: int) -> Path:
+    """A longer film: the packets of a piece, again and again, without encoding them anew."""
+    with av.open(str(path), "w") as container:
+        copy = None
+        for turn in range(times):
+            with av.open(str(piece)) as source:
+                stream = source.streams.video[0]
+                copy = container.add_stream_from_template(stream) if copy is None else copy
+                shift = round(turn * PIECE / stream.time_base)
+                for packet in source.demux(stream):
+                    if packet.dts is not None:  # the last is empty
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, copy
+                        container.mux(packet)
     return path
 
 
@@ -97,8 +108,10 @@ def decode_only(film: Path) -> int:
 
 def test_frames_of_a_film(row, tmp_path, quick):
     seconds, height, width, size = (32, 240, 320, 64) if quick else (480, 768, 1024, 256)
-    film = write_film(tmp_path / "seg1.mp4", seconds, height, width)
-    parts = [write_film(tmp_path / f"{part}.mp4", seconds // part, height, width) for part in (4, 2)]
+    piece = write_piece(tmp_path / "piece.mp4", height, width)
+    quarter, half, film = (
+        repeat_piece(piece, tmp_path / f"{part}.mp4", seconds // part // PIECE) for part in (4, 2, 1)
+    )
     count = 24
     clips = read_clips(film, size, seconds // 2)
     assert decode_only(film) == seconds * 30
@@ -111,8 +124,8 @@ def test_frames_of_a_film(row, tmp_path, quick):
         floor=lambda: decode_only(film),
         plain=lambda: plain_data.frames_by_seeking(film, size, count),
         plain_scale=seconds * 3 / count,
-        grown_from=lambda: read_clips(parts[0], size),
-        grown=(lambda: read_clips(parts[1], size), lambda: read_clips(film, size)),
+        grown_from=lambda: read_clips(quarter, size),
+        grown=(lambda: read_clips(half, size), lambda: read_clips(film, size)),
         rounds=3,
         notes=f"H.264, 30 FPS, to {size} x {size}. Floor: the decoder alone goes through the film. Plain: sought frame "
         f"by frame, for {count} frames and scaled. Equal. Doubled: seconds, from a quarter of the film",
