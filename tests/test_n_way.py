@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from scipy.stats import hypergeom
 
 from nfx.evaluation import n_way_chance, n_way_pairs, n_way_top_k
@@ -50,6 +51,31 @@ def test_a_clip_does_not_depend_on_its_place_or_company():
     order = np.random.default_rng(2).permutation(len(truth))
     np.testing.assert_array_equal(n_way_top_k(truth[order], decoded[order], seed=7), rates[order])
     np.testing.assert_array_equal(n_way_top_k(truth[5:6], decoded[5:6], seed=7), rates[5:6])
+
+
+def class_after_class(truth, decoded, n_way, top_k, trials, truth_classes, seed):
+    """The test as it is defined: the draws of a clip's best class, made anew for every clip, in a loop over trials."""
+    rates = []
+    for own, scores in zip(np.argsort(-truth, axis=1, kind="stable")[:, :truth_classes], decoded, strict=True):
+        others = np.delete(np.arange(len(scores)), own)
+        order = np.random.default_rng([seed, own[0]]).random((trials, len(others))).argpartition(n_way - 2, axis=1)
+        draws = others[order[:, : n_way - 1]]
+        rates.append(np.mean([(scores[draw] >= scores[own].max()).sum() < top_k for draw in draws]))
+    return np.array(rates)
+
+
+@pytest.mark.parametrize(("top_k", "truth_classes"), [(1, 1), (1, 3), (5, 2)])
+def test_every_bit_is_that_of_one_clip_after_another_with_any_number_of_threads(top_k, truth_classes):
+    truth, decoded = logits(0, 60).round(1), (logits(0, 60) * 0.3 + logits(1, 60)).round(1)  # with ties
+    expected = class_after_class(truth, decoded, 50, top_k, 30, truth_classes, seed=5)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found = n_way_top_k(truth, decoded, 50, top_k, 30, truth_classes, seed=5)
+            np.testing.assert_array_equal(found, expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_seed_matters_and_monotone_scaling_does_not():

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from skimage.metrics import structural_similarity
 
 from nfx.evaluation import ssim
+from nfx.evaluation.ssim import C1, C2, STRIP, WINDOW
 
 
 def random_clips(seed, shape=(3, 2, 20, 17, 3)):
@@ -20,6 +22,39 @@ def test_equals_skimage_frame_by_frame(shape):
     found = ssim(truth, decoded)
     assert found.shape == shape[:2]
     np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
+
+
+def by_the_formula(x, y):
+    """The mean SSIM of two frames, each term of the formula written as it is defined."""
+
+    def sums(image):
+        views = np.lib.stride_tricks.sliding_window_view(image, (WINDOW, WINDOW), axis=(0, 1))
+        return views.sum(axis=(-2, -1))
+
+    n, x, y = WINDOW**2, x.astype(np.int32), y.astype(np.int32)
+    mean_x, mean_y = sums(x) / n, sums(y) / n
+    variance_x = (sums(x * x) - sums(x) * mean_x) / (n - 1)
+    variance_y = (sums(y * y) - sums(y) * mean_y) / (n - 1)
+    covariance = (sums(x * y) - sums(x) * mean_y) / (n - 1)
+    luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
+    structure = (2 * covariance + C2) / (variance_x + variance_y + C2)
+    return np.ascontiguousarray(luminance * structure).mean()
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 20, 17, 3), (1, 2, 2 * STRIP + 9, 40, 3), (1, 1, 7, 7, 1), (1, 1, STRIP + 6, 8, 3)]
+)
+def test_every_bit_is_that_of_the_formula_with_any_number_of_threads(shape):
+    truth = random_clips(0, shape)
+    decoded = np.clip(truth + np.random.default_rng(1).normal(0, 30, shape), 0, 255).astype(np.uint8)
+    expected = [[by_the_formula(a, b) for a, b in zip(x, y, strict=True)] for x, y in zip(truth, decoded, strict=True)]
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            np.testing.assert_array_equal(ssim(truth, decoded), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

@@ -7,6 +7,7 @@ with its own chance level.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from math import comb
 
 import numpy as np
@@ -27,7 +28,8 @@ def n_way_top_k(
     if fewer than k of them score at least as high as the best correct class. A tie counts against the decoder.
 
     The draws depend on the seed and on the clip's best true class alone. So a clip's value does not change with its
-    place among the clips, and clips of different classes meet different draws.
+    place among the clips, and clips of different classes meet different draws. Classes are shared among as many threads
+    as torch uses.
 
     Parameters
     ----------
@@ -48,23 +50,27 @@ def n_way_top_k(
     ValueError
         If shapes differ, a logit is NaN, or there are too few classes.
     """
+    import torch
+
     truth_logits, decoded_logits = _checked(truth_logits, decoded_logits, n_way, top_k, truth_classes)
     if trials < 1:
         raise ValueError(f"trials is {trials}, expected at least 1")
     clips, classes = truth_logits.shape
     pool_size = classes - truth_classes
-    draws: dict[int, np.ndarray] = {}
+    correct = best_classes(truth_logits, truth_classes)
     rates = np.empty(clips)
-    for clip, (correct, scores) in enumerate(
-        zip(best_classes(truth_logits, truth_classes), decoded_logits, strict=True)
-    ):
-        best_class = int(correct[0])
-        if best_class not in draws:
-            generator = np.random.default_rng([seed, best_class])
-            order = generator.random((trials, pool_size)).argpartition(n_way - 2, axis=1)
-            draws[best_class] = order[:, : n_way - 1].astype(np.int32)
-        rivals = np.delete(scores, correct) >= scores[correct].max()
-        rates[clip] = np.mean(rivals[draws[best_class]].sum(axis=1) < top_k)
+
+    def rate(best_class: int) -> None:
+        generator = np.random.default_rng([seed, best_class])
+        order = generator.random((trials, pool_size)).argpartition(n_way - 2, axis=1)
+        draws = order[:, : n_way - 1]
+        for clip in np.flatnonzero(correct[:, 0] == best_class):
+            own, scores = correct[clip], decoded_logits[clip]
+            rivals = np.delete(scores, own) >= scores[own].max()
+            rates[clip] = np.count_nonzero(rivals.take(draws).sum(axis=1) < top_k) / trials
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy lets go of the interpreter while it draws
+        list(pool.map(rate, np.unique(correct[:, 0]).tolist()))
     return rates
 
 
@@ -113,6 +119,8 @@ def n_way_pairs(
 
 def best_classes(logits: np.ndarray, count: int) -> np.ndarray:
     """The `count` best classes of each row, best first; equal scores go to the lower index: (clips, count)."""
+    if count == 1:
+        return logits.argmax(axis=1)[:, None]
     return np.argsort(-logits, axis=1, kind="stable")[:, :count]
 
 

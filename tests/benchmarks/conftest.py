@@ -94,8 +94,8 @@ def row(benchmark: Any, told: Callable[[table.Row], None]) -> Measure:
     """
 
     def measure(
-        name, ours, *, floor=None, plain=None, grown=None, grown_from=None, notes="", scale=1, plain_scale=None, rounds=5,
-        plain_rounds=None, device="cpu",
+        name, ours, *, floor=None, plain=None, grown=None, grown_from=None, notes="", scale=1, plain_scale=None,
+        rounds=5, plain_rounds=None, device="cpu",
     ):  # fmt: skip
         works = {"ours": ours, "floor": floor, "plain": plain}
         if grown is not None:
@@ -111,7 +111,7 @@ def row(benchmark: Any, told: Callable[[table.Row], None]) -> Measure:
                 if key != "ours" and not (key == "plain" and len(times[key]) == (plain_rounds or rounds)):
                     take(key)
 
-        benchmark.pedantic(take, args=("ours",), setup=lambda: others(), rounds=rounds)
+        benchmark.pedantic(take, args=("ours",), setup=others, rounds=rounds)
         best = {key: min(all_times) for key, all_times in times.items()}
         factors = {"ours": scale, "floor": scale, "plain": scale if plain_scale is None else plain_scale}
         spent = {key: best[key] * factor for key, factor in factors.items() if key in best}

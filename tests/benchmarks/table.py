@@ -12,12 +12,12 @@ import floors
 import torch
 
 COLUMNS = (
-    "unit of work", "time", "floor", "times the floor", "plain reference", "times faster than plain", "work doubled once",
+    "unit of work", "time", "floor", "times the floor", "plain reference", "times faster than plain", "doubled once",
     "doubled twice",
 )  # fmt: skip
 LEGEND = (
-    "Times are the shortest of several, taken in turns. Doubled once and twice: the time of twice and of four times the "
-    "work over the time of the work; 2 and 4 where the cost is linear."
+    "Times are the shortest of several, taken in turns. Doubled once and twice: the time of twice and of four times "
+    "the work over the time of the work; 2 and 4 where the cost is linear."
 )
 
 
@@ -71,17 +71,15 @@ def render(rows: Sequence[Row], head: str) -> str:
     """The rows as a table in Markdown, below the head and above the notes."""
     cells = [list(COLUMNS), *(_cells(row, number) for number, row in enumerate(rows, 1))]
     widths = [max(len(line[k]) for line in cells) for k in range(len(COLUMNS))]
-    lines = [
-        "| " + " | ".join(_aligned(text, width, k) for k, (text, width) in enumerate(zip(line, widths, strict=True))) + " |"
-        for line in cells
-    ]
+    lines = [f"| {' | '.join(_aligned(line, widths))} |" for line in cells]
     rule = "|" + "|".join("-" * (width + 1) + ("-" if k == 0 else ":") for k, width in enumerate(widths)) + "|"
     notes = [f"{number}. {row.name}: {row.notes}" for number, row in enumerate(rows, 1) if row.notes]
     return "\n".join([head, "", lines[0], rule, *lines[1:], "", LEGEND, "", *notes]) + "\n"
 
 
-def _aligned(text: str, width: int, column: int) -> str:
-    return text.ljust(width) if column == 0 else text.rjust(width)
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The first cell to the left, the others, numbers, to the right."""
+    return [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
 
 
 def _cells(row: Row, number: int) -> list[str]:
