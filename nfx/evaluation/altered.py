@@ -111,7 +111,7 @@ def non_visual_voxels(profile: Profile, subject: int) -> np.ndarray:
     return drawn[hierarchy_order(drawn)]
 
 
-def preparealtered_profile(profile: Profile, name: str, subject: int) -> Profile:
+def prepare_altered(profile: Profile, name: str, subject: int) -> Profile:
     """Write a subject's altered recordings to ``work/<profile>_<name>/subject<k>``; the profile that reads them.
 
     The targets and the pre-trained encoder are those of the profile, by symbolic links. For the lags, the profile that
@@ -191,7 +191,7 @@ def train_anew(profile: Profile, name: str, subject: int) -> tuple[SubjectData, 
         data = load_subject(profile, subject)
         encoder, origin = fresh_encoder(profile, len(data.vertex)), "fresh weights, frozen"
     else:
-        altered = preparealtered_profile(profile, name, subject)
+        altered = prepare_altered(profile, name, subject)
         data = load_subject(altered, subject)
         snapshot = train_encoder(altered, subject, row)
         encoder, origin = FMRIEncoder.from_pretrained(snapshot), files.identity(snapshot.parent)
