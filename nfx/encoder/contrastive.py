@@ -14,6 +14,7 @@ from nfx.encoder.augmentation import spatial_mask, temporal_interpolation
 from nfx.encoder.losses import info_nce, retrieval
 from nfx.encoder.model import FMRIEncoder, interpolate_encoder
 from nfx.encoder.pretraining import array_digests, record_scores, result_files
+from nfx.out_of_memory import lower_training
 from nfx.training import WHOLE, Share, finish, first_process, train
 
 if TYPE_CHECKING:
@@ -279,6 +280,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         warmup=settings.steps // 10, weight_decay=settings.weight_decay, facts=facts,
         precision=profile.training.precision, checkpoint_every=profile.training.checkpoint_every,
         description=f"encoder, subject {subject}, row {row}",
+        lower=lower_training(profile, "contrastive", passes=False),
     )  # fmt: skip
     score(settings.steps)
     if first_process():

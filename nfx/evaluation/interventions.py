@@ -524,9 +524,7 @@ def train_decoder(profile: Profile, folder: Path, examples: Split, encoder: Any,
         batch_size=profile.stage_two.batch_size, dropout=profile.stage_two.condition_dropout,
     )  # fmt: skip
     model = nn.ModuleDict({"unet": unet, "fmri_encoder": encoder})
-    fine_tuning._train(
-        model, loss, profile, profile.stage_two, folder, facts, f"stage two, {folder.parent.parent.name}"
-    )
+    fine_tuning._train(model, loss, profile, "stage_two", folder, facts, f"stage two, {folder.parent.parent.name}")
     pipeline = NeuralFlixPipeline(
         vae=AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=unet.dtype),
         unet=unet,
