@@ -300,7 +300,8 @@ def test_decoding_goes_on_after_a_fault(tmp_path, monkeypatch, fault):
         return np.full((block.stop - block.start, 6, 4, 4, 3), block.start, np.uint8)
 
     if fault == "memory":
-        with pytest.raises(MemoryError, match="clips 2 to 3 of 12, test: out of memory.*sampling.batch_size is 2: lower"):
+        told = "decoding clips 2 to 3 of 12, test: out of memory .*sampling.batch_size is 2: lower it"
+        with pytest.raises(MemoryError, match=told):
             decode(tmp_path, decoder)
     elif fault == "no space":
         with monkeypatch.context() as patched:

@@ -152,7 +152,7 @@ def too_much(kind):
     if kind == "cuBLAS":
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
     if kind == "NumPy":
-        return np.empty(2**60)
+        return np.empty(2**59, np.uint8)
     if kind == "Python":
         raise MemoryError
     return torch.empty(2**59)
@@ -188,7 +188,7 @@ def test_memory_that_runs_out_is_told_and_the_next_run_goes_on(tmp_path, kind):
 
 
 def test_memory_that_runs_out_before_the_first_checkpoint_loses_what_was_done_and_says_so(tmp_path):
-    with pytest.raises(MemoryError, match="step 0: .*smaller batches.*No checkpoint was written yet.* begins at step 0"):
+    with pytest.raises(MemoryError, match="step 0: .*smaller batches.*No checkpoint was written.* begins at step 0"):
         run(network(), tmp_path, loss=lambda *given: too_much("CPU"))
 
 
@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_sentence_says_how_to_go_on(tmp_
     path.unlink()
     if harm != "missing":
         path.write_bytes(damaged[harm])
-    with pytest.raises(ValueError, match="step_20 is damaged .*not used.*delete .*checkpoint; .* begins at step 0") as told:
+    with pytest.raises(ValueError, match="step_20 is damaged .*not used.*delete .*/checkpoint; .*at step 0") as told:
         run(network(), tmp_path / "a")
     assert len(str(told.value).splitlines()) == 1
     assert path.parent.is_dir(), "it is left for whoever has a copy"
@@ -274,9 +274,7 @@ def test_what_differs_in_a_checkpoint_of_other_settings_is_named(tmp_path, capsy
         run(network(), tmp_path, loss=stopping_at(27), facts={"code": "old", "row": 1})
     run(network(), tmp_path, facts={"code": "new", "row": 1}, seed=6)
     told = capsys.readouterr().out
-    assert "step_20 is the checkpoint of a training with other settings (seed, facts.code), discarded" in told or (
-        "(facts.code, seed), discarded" in told
-    )
+    assert "step_20 is the checkpoint of a training with other settings (facts.code, seed), discarded" in told
     assert "begins at step 0" in told
 
 
@@ -300,11 +298,11 @@ def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_one_before(tmp_path, part
 
     def limited(path):
         if path.name == part:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
         return entered(path)
 
     def limited_json(path, content):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
         write_json(path, content)
 
     with monkeypatch.context() as patched:

@@ -30,6 +30,7 @@ from nfx.files import (
     read_manifest,
     require_exact_weights,
     source_digest,
+    verified,
     write_manifest,
 )
 from nfx.out_of_memory import lower_training, memory_told
@@ -279,8 +280,8 @@ def stage_two(profile: Profile, subject: int, row: int, time_averaged: bool = Fa
 
     from diffusers import AutoencoderKL
 
-    encoder = FMRIEncoder.from_pretrained(encoder_folder / "encoder")
-    unet = VideoUNet.from_pretrained(first / "unet")
+    encoder = FMRIEncoder.from_pretrained(verified(encoder_folder, "encoder"))
+    unet = VideoUNet.from_pretrained(verified(first, "unet"))
     trainable_parameters(unet)
     if profile.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

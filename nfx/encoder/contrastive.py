@@ -217,7 +217,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         If their sizes do not fit.
     """
     from nfx.data.targets import text_head
-    from nfx.files import finished, read_manifest, source_digest, write_manifest
+    from nfx.files import finished, read_manifest, source_digest, verified, write_manifest
     from nfx.paths import work
 
     row = profile.encoder_row(row)
@@ -246,7 +246,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
     windows, image = training
     with torch.random.fork_rng():
         torch.manual_seed(profile.seed)  # for the new part of the head
-        pretrained = FMRIEncoder.from_pretrained(work(profile, "pretraining", "encoder"))
+        pretrained = FMRIEncoder.from_pretrained(verified(work(profile, "pretraining"), "encoder"))
         encoder = interpolate_encoder(pretrained, windows.shape[2], profile.data.window)
     head = text_head(profile.models.clip)
     if head.projection.shape[1] != profile.encoder.token_dim:

@@ -188,7 +188,7 @@ def decode_captions(profile: Profile) -> Path:
         **sampling_facts(profile),
     }
     states = cache(lambda: text_states([*captions, ""], profile.models.stable_diffusion))
-    pipeline = cache(lambda: _caption_pipeline(profile, stage_one / "unet", beta or 0.0))
+    pipeline = cache(lambda: _caption_pipeline(profile, files.verified(stage_one, "unet"), beta or 0.0))
     row_of = np.array([captions.index(sentence) for sentence in sentences])
     numbers = len(_clips_of(profile, "train")) + chosen
 

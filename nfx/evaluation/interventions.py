@@ -511,7 +511,7 @@ def train_decoder(profile: Profile, folder: Path, examples: Split, encoder: Any,
         print(f"{folder.parent.parent.name}/{folder.name}: the decoder is finished and reused")
         return folder / "pipeline"
 
-    unet = VideoUNet.from_pretrained(first / "unet")
+    unet = VideoUNet.from_pretrained(files.verified(first, "unet"))
     fine_tuning.trainable_parameters(unet)
     if profile.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -804,7 +804,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(lag_curve(profile, given.subject).to_string(index=False))
         else:
             print(decode(profile, given.name, given.subject))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"{COMMAND}: {error}")
 
 

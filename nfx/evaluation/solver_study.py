@@ -443,7 +443,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"subject is {given.subject}, expected one of {list(profile.data.subjects)}")
         study(profile, given.subject)
         print(solver_table(*load_study(profile, given.subject)).to_string())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"{COMMAND}: {error}")
 
 
