@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         COMMANDS[given.command](given.rest)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"nfx {given.command}: {error}")
     except KeyboardInterrupt:
         sys.exit(f"nfx {given.command}: interrupted")

@@ -269,6 +269,24 @@ def verify(folder: str | os.PathLike[str], *names: str) -> None:
         _check_content(folder / name, entry["sha256"])
 
 
+def verified(folder: str | os.PathLike[str], part: str) -> Path:
+    """A snapshot in a finished folder, to load it from: its files, all below `part`, are as the manifest says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the manifest lists no file below `part`, or it or a file is missing.
+    ValueError
+        If a file differs from the manifest.
+    """
+    folder = Path(folder)
+    names = [name for name in read_manifest(folder)["files"] if name.startswith(f"{part}/")]
+    if not names:
+        raise FileNotFoundError(f"{folder / MANIFEST} lists no file of {part}/. {_again(folder)}")
+    verify(folder, *names)
+    return folder / part
+
+
 def verify_sizes(folder: str | os.PathLike[str], *names: str) -> dict[str, dict[str, Any]]:
     """As `verify`, without reading the files; returns their entries in the manifest."""
     folder = Path(folder)

@@ -58,10 +58,14 @@ def snapshot(name: str) -> str:
     FileNotFoundError
         If `name` is neither an existing folder nor a hub name, or that model has not been fetched, or not wholly.
     ValueError
-        If a fetched model's files are not those recorded, or another revision is asked for.
+        If a fetched model's files are not those recorded, or another revision is asked for; or a stand-in's are not
+        those that were shipped.
     """
     folder = ROOT / name
     if folder.is_dir():
+        from nfx.weights import require_shipped
+
+        require_shipped(folder)
         return str(folder)
     if is_hub_name(name):
         from nfx.weights import recorded_folder

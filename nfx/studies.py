@@ -438,7 +438,7 @@ def _attention_rho(profile: Profile, subject: int, clip: np.ndarray) -> float:
     from nfx.training import device
 
     pipeline = run_folder(profile, subject, profile.headline_row) / "pipeline"
-    encoder = FMRIEncoder.from_pretrained(pipeline / "fmri_encoder").to(device()).eval()
+    encoder = FMRIEncoder.from_pretrained(files.verified(pipeline, "fmri_encoder")).to(device()).eval()
     data = load_subject(profile, subject)
     maps = attention_of_stages({"full": encoder}, data.test.fmri[clip])
     share = true_share(profile, subject, data.vertex)
@@ -469,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{point.study}: {point.profile.name}, subject {point.subject} measured", flush=True)
         else:
             print(*write_studies(profile), sep="\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"{COMMAND}: {error}")
 
 

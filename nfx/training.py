@@ -9,24 +9,29 @@ for each GPU, started by ``accelerate launch -m nfx.launch``), and over passes w
 
 from __future__ import annotations
 
+import errno
+import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfx.files import as_json, read_json, write_atomically, write_json
+from nfx.files import as_json, read_json, sha256, write_atomically, write_json
+from nfx.out_of_memory import SIGNS, memory_told
 
 LOG_EVERY = 10  # steps between two moments at which losses leave the device
+DIGESTS = "sha256.json"  # of the other files of a checkpoint
 
 
 class Share(NamedTuple):
@@ -123,6 +128,7 @@ def train(
     accumulate: int = 1,
     description: str = "",
     facts: Mapping[str, Any] | None = None,
+    lower: str = "",
 ) -> pd.DataFrame:
     """Minimise ``loss(model, step, generator, share)["loss"]`` with AdamW, and resume after an interruption.
 
@@ -149,6 +155,8 @@ def train(
         changes memory and time, and results by rounding alone: neither is among the settings of a checkpoint.
     facts : dict, optional
         What else the training depends on. A checkpoint of other facts or settings is discarded, and the run says so.
+    lower : str
+        What to lower if memory runs out, as a sentence (`nfx.out_of_memory.lower_training`).
 
     Returns
     -------
@@ -159,8 +167,12 @@ def train(
     ------
     FloatingPointError
         If the loss turns NaN or infinite; it names the step. No checkpoint is written after that step.
+    MemoryError
+        If a step needs more memory than there is; it names the step, and what to lower. The checkpoint is kept.
+    OSError
+        If a checkpoint cannot be written. The one before is kept.
     ValueError
-        If no parameter is to be trained, or `precision` is unknown.
+        If no parameter is to be trained, `precision` is unknown, or the checkpoint to go on from is damaged.
     """
     if precision not in ("no", "bf16"):
         raise ValueError(f"precision is {precision!r}, expected 'no' or 'bf16'")
@@ -176,8 +188,12 @@ def train(
         "betas": list(betas), "clip": clip, "precision": precision, "facts": facts or {},
         "parameters": {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad},
     })  # fmt: skip
-    model.to(accelerator.device)
+    where = description or "training"
+    lower = lower or "Use smaller batches, or a machine with more memory"
+    with memory_told(f"{where}: moving the model to {accelerator.device}", lower):
+        model.to(accelerator.device)
     start, rows = _resume(model, optimizer, folder, settings)
+    saved = start  # the step of the newest checkpoint
     prepared, prepared_optimizer = accelerator.prepare(objective, optimizer)
 
     pending: list[tuple[int, float, dict[str, Tensor]]] = []
@@ -188,26 +204,29 @@ def train(
     )  # fmt: skip
     with torch.random.fork_rng(devices=random_devices):
         for step in bar:
-            torch.manual_seed(_mixed(seed, step, accelerator.process_index, 1))  # for dropout
-            rate = learning_rate_at(step, steps, warmup, learning_rate)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            for share in mine:
-                # Processes add up their gradients in the last pass alone.
-                with nullcontext() if share is mine[-1] else accelerator.no_sync(prepared):
-                    values = prepared(step, step_generator(seed, step), share)
-                    accelerator.backward(values["loss"] / accumulate)
-                pending.append((step, rate, {name: value.detach() for name, value in values.items()}))
-            accelerator.clip_grad_norm_(prepared.parameters(), clip)
-            prepared_optimizer.step()
-            prepared_optimizer.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % LOG_EVERY == 0 or done % checkpoint_every == 0 or done == steps:
-                rows += _fetch(pending, accumulate, accelerator, description)
-                pending.clear()
-                bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", refresh=False)
-            if (done % checkpoint_every == 0 or done == steps) and accelerator.is_main_process:
-                _save(model, optimizer, folder, done, rows, settings)
+            with memory_told(f"{where}: step {step}", f"{lower}. {_kept(folder, saved)}"):
+                torch.manual_seed(_mixed(seed, step, accelerator.process_index, 1))  # for dropout
+                rate = learning_rate_at(step, steps, warmup, learning_rate)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                for share in mine:
+                    # Processes add up their gradients in the last pass alone.
+                    with nullcontext() if share is mine[-1] else accelerator.no_sync(prepared):
+                        values = prepared(step, step_generator(seed, step), share)
+                        accelerator.backward(values["loss"] / accumulate)
+                    pending.append((step, rate, {name: value.detach() for name, value in values.items()}))
+                accelerator.clip_grad_norm_(prepared.parameters(), clip)
+                prepared_optimizer.step()
+                prepared_optimizer.zero_grad(set_to_none=True)
+                done = step + 1
+                if done % LOG_EVERY == 0 or done % checkpoint_every == 0 or done == steps:
+                    rows += _fetch(pending, accumulate, accelerator, description)
+                    pending.clear()
+                    bar.set_postfix(loss=f"{rows[-1]['loss']:.3g}", refresh=False)
+                if done % checkpoint_every == 0 or done == steps:
+                    if accelerator.is_main_process:
+                        _save(model, optimizer, folder, done, rows, settings)
+                    saved = done
 
     model.eval()
     accelerator.wait_for_everyone()
@@ -291,6 +310,13 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
 
 
+def _kept(folder: Path, saved: int) -> str:
+    """What a training that fails has kept, as a sentence."""
+    if saved == 0:
+        return "No checkpoint was written yet: the next run begins at step 0"
+    return f"The checkpoint of step {saved} is kept in {folder / 'checkpoint'}: the next run goes on from it"
+
+
 def _save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -299,36 +325,116 @@ def _save(
     rows: list[dict[str, float]],
     settings: dict[str, Any],
 ) -> None:
-    """Write ``checkpoint/step_<done>`` under another name, rename it, then remove the older ones."""
+    """Write ``checkpoint/step_<done>`` under another name, rename it, then remove the older ones.
+
+    All is on the disk before the name is, so that not even a power cut leaves half of one under a whole one's name.
+    """
     home = folder / "checkpoint"
     new = home / f"unfinished_{done}"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    save_file(_state(model), new / "model.safetensors")
-    torch.save(optimizer.state_dict(), new / "optimizer.pt")
+    with _written(new / "model.safetensors") as path:
+        save_file(_state(model), path)
+    with _written(new / "optimizer.pt") as path:
+        torch.save(optimizer.state_dict(), path)
     write_json(new / "state.json", {"step": done, "settings": settings, "rows": rows})
+    write_json(new / DIGESTS, {path.name: sha256(path) for path in sorted(new.iterdir())})
+    _flush_folder(new)
     final = home / f"step_{done}"
     shutil.rmtree(final, ignore_errors=True)
     new.rename(final)
+    _flush_folder(home)
     for old in home.iterdir():
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """`write_atomically` for safetensors and torch, which tell of a full disk with errors of their own kinds."""
+    with write_atomically(path) as temporary:
+        try:
+            yield temporary
+        except (SafetensorError, RuntimeError) as error:
+            if SIGNS.search(str(error)):
+                raise
+            raise OSError(errno.EIO, " ".join(str(error).split())[:200], str(temporary)) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk; some network file systems have no such call, and need none."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
 def _resume(
     model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, settings: dict[str, Any]
 ) -> tuple[int, list[dict[str, float]]]:
-    """Load the newest checkpoint into model and optimizer; the step to go on from and the curve so far."""
+    """Load the newest checkpoint into model and optimizer; the step to go on from and the curve so far.
+
+    One of other settings is left where it is, and the first save removes it; a damaged one is a ValueError.
+    """
     found = sorted((folder / "checkpoint").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
     if not found:
         return 0, []
-    state = read_json(found[-1] / "state.json")
-    if state["settings"] != settings:
+    newest = found[-1]
+    state = _read_state(newest)
+    different = _differences(state["settings"], settings)
+    if different:
         if first_process():
-            print(f"{folder.name}: checkpoint of a training with other settings, discarded")
-        return 0, []  # the first save removes it
-    model.load_state_dict(load_file(found[-1] / "model.safetensors"), strict=False)
-    optimizer.load_state_dict(torch.load(found[-1] / "optimizer.pt", map_location="cpu", weights_only=True))
+            print(
+                f"{folder.name}: {newest.name} is the checkpoint of a training with other settings "
+                f"({', '.join(different)}), discarded: training begins at step 0"
+            )
+        return 0, []
+    if not (newest / DIGESTS).is_file():
+        raise ValueError(_damaged(newest, f"it has no {DIGESTS}"))
+    model.load_state_dict(load_file(newest / "model.safetensors"), strict=False)
+    optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True))
     if first_process():
         print(f"resumed from step {state['step']} of {settings['steps']}")
     return state["step"], state["rows"]
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """Step, settings and rows of a checkpoint, all of whose files are compared with their digests first.
+
+    One without digests was written by an earlier version, whose code is among its settings, or lost them.
+    """
+    try:
+        digests = read_json(checkpoint / DIGESTS) if (checkpoint / DIGESTS).is_file() else {}
+        for name in ("model.safetensors", "optimizer.pt", "state.json") if digests else ():
+            if sha256(checkpoint / name) != digests[name]:
+                raise ValueError(f"{name} has other bytes than were written")
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        if not {"step", "settings", "rows"} <= state.keys():
+            raise ValueError("state.json has other keys")
+        return state
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+        raise ValueError(_damaged(checkpoint, " ".join(str(error).split()) or type(error).__name__)) from error
+
+
+def _damaged(checkpoint: Path, reason: str) -> str:
+    return (
+        f"the checkpoint {checkpoint} is damaged ({reason[:300]}) and is not used: put a copy of it back if there is "
+        f"one, or delete {checkpoint.parent}; this training then begins at step 0"
+    )
+
+
+def _differences(found: Any, wanted: dict[str, Any]) -> list[str]:
+    """Names of the settings and facts that differ, with a dot between section and key."""
+    if not isinstance(found, dict):
+        return ["all of them"]
+    names = [name for name in sorted({*found, *wanted}) if name not in found or name not in wanted]
+    for name in sorted(found.keys() & wanted.keys()):
+        if name == "facts":
+            names += [f"facts.{key}" for key in _differences(found[name], wanted[name])]
+        elif found[name] != wanted[name]:
+            names.append(name)
+    return names

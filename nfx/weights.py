@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from nfx.profile import Profile
 
 COMMAND = "python -m nfx.weights"
+SHIPPED = "sha256.json"  # beside the stand-ins: the digests of their files
+_RESTORE = "restore it with git, or train it again: ./run_all.sh stand-ins"
 MAIN = "main"
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
@@ -87,18 +90,21 @@ _REQUIRED: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 
 class File(NamedTuple):
-    """A recorded file. Its SHA-256 holds without reading it again while size and date are these.
+    """A recorded file. Its SHA-256 holds without reading it again while size and dates are these.
 
     Attributes
     ----------
     bytes : int
     sha256 : str
-    modified : int, nanoseconds since 1970
+    modified, changed : int, nanoseconds since 1970
+        When content, and when content or anything else of the file was changed; the second, which no program can set,
+        is -1 in records of earlier versions.
     """
 
     bytes: int
     sha256: str
     modified: int
+    changed: int = -1
 
 
 class Recorded(NamedTuple):
@@ -186,15 +192,29 @@ def fetch_models(profile: Profile, accept: Collection[str] = ()) -> dict[str, Pa
 
 
 def recorded_folder(name: str) -> Path:
-    """Snapshot folder of a hub repository at its recorded revision; sizes are checked, and no network is needed.
+    """Snapshot folder of a hub repository at its recorded revision, its files as recorded; no network is needed.
+
+    What is loaded goes through here, so that nothing is trained on other bytes. The files are gigabytes and the jobs
+    many, so a file is not read again while its size and both its dates are those at which it was last read whole. A
+    write changes the dates, also one that puts the first of them back, and a copy has a second one of its own: both are
+    read, once a process, and compared. What this cannot see is a disk that returns other bytes for a file that nobody
+    has touched: `verify` reads all of it, before each run of `run_all.sh`.
 
     Raises
     ------
     FileNotFoundError
         If nothing is recorded, or a file is missing; the message gives the command that fetches it.
     ValueError
-        If a file has another size than recorded, or another revision is asked for than was recorded.
+        If a file has another size or other bytes than recorded, or another revision is asked for than was recorded.
     """
+    recorded, folder = _require_recorded(name), _folder_as_recorded(name)
+    for file, entry in recorded.files.items():
+        _require_read(name, folder / file, entry)
+    return folder
+
+
+def _folder_as_recorded(name: str) -> Path:
+    """As `recorded_folder`, by the files' sizes alone."""
     recorded = _require_recorded(name)
     folder = _folder(name, recorded.revision)
     for file, entry in recorded.files.items():
@@ -220,7 +240,7 @@ def verify(name: str) -> Recorded:
     FileNotFoundError, ValueError
         As `recorded_folder`; and ValueError for a file of other bytes.
     """
-    folder, recorded = recorded_folder(name), _require_recorded(name)
+    folder, recorded = _folder_as_recorded(name), _require_recorded(name)
     computed = {file: _look(folder / file) for file in recorded.files}
     for file, entry in recorded.files.items():
         _require_same(name, folder / file, computed[file].sha256, entry)
@@ -232,8 +252,7 @@ def verify(name: str) -> Recorded:
 def file_digests(name: str, wanted: Callable[[str], bool]) -> dict[str, str]:
     """SHA-256 of the files of a model's snapshot by their paths in it, for the facts of a result made with it.
 
-    Of a local folder they are computed. Of a hub repository they are the recorded ones, and computed only of a file
-    whose date has changed since: the weights are gigabytes, and the jobs of a run are many.
+    Of a local folder they are computed. Of a hub repository they are the recorded ones (see `recorded_folder`).
 
     Parameters
     ----------
@@ -246,13 +265,31 @@ def file_digests(name: str, wanted: Callable[[str], bool]) -> dict[str, str]:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         names = {path.relative_to(folder).as_posix(): path for path in files}
         return {file: sha256(path) for file, path in names.items() if wanted(file)}
-    digests = {}
-    for file, entry in sorted(_require_recorded(name).files.items(), key=lambda item: Path(item[0]).parts):
-        if wanted(file):
-            if (folder / file).stat().st_mtime_ns != entry.modified:
-                _require_same(name, folder / file, sha256(folder / file), entry)
-            digests[file] = entry.sha256
-    return digests
+    recorded = sorted(_require_recorded(name).files.items(), key=lambda item: Path(item[0]).parts)
+    return {file: entry.sha256 for file, entry in recorded if wanted(file)}
+
+
+def require_shipped(folder: Path) -> None:
+    """Compare the snapshot in a folder with the digests beside it, if there are: those of the stand-ins.
+
+    ``sha256.json`` in the folder above names each file below itself. Small files alone: all are read at each call.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If a file that it names in the folder is missing, or has other bytes.
+    """
+    record = folder.parent / SHIPPED
+    if not record.is_file():
+        return
+    for name, digest in read_json(record).items():
+        path = folder.parent / name
+        if Path(name).parts[0] != folder.name or path.suffix == ".md":  # cards are not used
+            continue
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, but {record} lists it: {_RESTORE}")
+        if sha256(path) != digest:
+            raise ValueError(f"{path} has other bytes than {record} says, and is not used: {_RESTORE}")
 
 
 # --- the record ----------------------------------------------------------------------------------------------
@@ -273,7 +310,7 @@ def _read() -> dict[str, Recorded]:
             if not all(isinstance(text, str) for text in entry[:2]) or not _REVISION.fullmatch(entry.revision):
                 raise ValueError(f"the revision of {repository} is none")
             for file, facts in entry.files.items():
-                if [type(fact) for fact in facts] != [int, str, int] or not is_inside(file):
+                if [type(fact) for fact in facts] != [int, str, int, int] or not is_inside(file):
                     raise ValueError(f"the file {file} of {repository} is none")
         return recorded
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -328,7 +365,20 @@ def _require_same(name: str, path: Path, digest: str, recorded: File) -> None:
 
 def _look(path: Path) -> File:
     facts = path.stat()
-    return File(facts.st_size, sha256(path), facts.st_mtime_ns)
+    return File(facts.st_size, sha256(path), facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def _require_read(name: str, path: Path, recorded: File) -> None:
+    """ValueError if a file whose dates are not the recorded ones has other bytes."""
+    facts = path.stat()
+    if (facts.st_mtime_ns, facts.st_ctime_ns) != (recorded.modified, recorded.changed):
+        digest = _digest_of(path, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+        _require_same(name, path, digest, recorded)
+
+
+@cache
+def _digest_of(path: Path, *state: int) -> str:
+    return sha256(path)
 
 
 # --- the hub -------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from nfx.data import (
     prepare_subject,
     read_cifti,
 )
+from nfx import paths
 from nfx.files import load_arrays, read_manifest
 from nfx.paths import data_set
 from nfx.profile import load_profile
@@ -220,6 +221,15 @@ def test_missing_and_damaged_files_are_named(profile, written, tmp_path):
         prepare_stimuli(profile)
     left = {path.name for path in (tmp_path / "work/demo/stimuli").iterdir()}
     assert left == {".being_made", ".pieces"}
+
+
+@pytest.mark.parametrize("prepare", [prepare_stimuli, lambda profile: prepare_subject(profile, 1)])
+def test_missing_files_of_the_published_set_name_the_command_that_fetches_them(tmp_path, monkeypatch, prepare):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    command = "nfx fetch paper --only data .*fetches doi:10.4231/R7SF2TCW into"
+    with pytest.raises(FileNotFoundError, match=command) as told:
+        prepare(load_profile("paper"))
+    assert str(data_set(load_profile("paper"))) in str(told.value) and len(str(told.value).splitlines()) == 1
 
 
 def test_recordings_to_pretrain_on(profile, tmp_path):

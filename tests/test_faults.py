@@ -1,7 +1,7 @@
 """Disks that fill up, files that change between stages, clocks that jump: one sentence, and the next run goes on.
 
-A fault is put at each call with which something is written, one after another. Killed runs, NaN losses and checkpoints
-of other settings: test_training.py; files damaged at random: test_fuzz.py.
+A fault is put at each call with which something is written, one after another. Killed runs, NaN losses, memory that
+runs out in a training, and its checkpoints: test_training.py; files damaged at random: test_fuzz.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nfx import files
 from nfx.data import fetch
@@ -295,11 +296,12 @@ def test_decoding_goes_on_after_a_fault(tmp_path, monkeypatch, fault):
     def decoder(block):
         seen.append(block.start)
         if fault == "memory" and len(seen) == 2:
-            raise MemoryError("out of memory")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
         return np.full((block.stop - block.start, 6, 4, 4, 3), block.start, np.uint8)
 
     if fault == "memory":
-        with pytest.raises(MemoryError):
+        told = "decoding clips 2 to 3 of 12, test: out of memory .*sampling.batch_size is 2: lower it"
+        with pytest.raises(MemoryError, match=told):
             decode(tmp_path, decoder)
     elif fault == "no space":
         with monkeypatch.context() as patched:

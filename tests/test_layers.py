@@ -11,6 +11,7 @@ MODULES = sorted((ROOT / "nfx").rglob("*.py"))
 # From the bottom up: a folder or a file of nfx may import those before its line, and those of its own line.
 LAYERS = (
     ("__init__", "paths", "profile", "files", "weights"),
+    ("out_of_memory",),
     ("training", "plots"),
     ("flatmaps",),
     ("data",),

@@ -1,11 +1,16 @@
 """nfx.training: the loop learns, resumes bit by bit, and stops at NaN."""
 
+import json
 import math
 import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +18,11 @@ import two_processes
 from safetensors.torch import load_file
 from torch import nn
 
+from nfx import training
+from nfx.files import write_json
+from nfx.out_of_memory import lower_training
 from nfx.paths import ROOT
+from nfx.profile import load_profile
 from nfx.training import Share, device, finish, learning_rate_at, step_generator, train
 
 
@@ -131,6 +140,208 @@ def test_nan_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match="nan at step 23"):
         run(network(), tmp_path, loss=turns_nan)
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step_20"]
+
+
+# --- memory that runs out ------------------------------------------------------------------------------------
+
+
+def too_much(kind):
+    """An error of too little memory; the CPU's is the allocator's own."""
+    if kind == "GPU":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has\na total of 10 GiB")
+    if kind == "cuBLAS":
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    if kind == "NumPy":
+        return np.empty(2**59, np.uint8)
+    if kind == "Python":
+        raise MemoryError
+    return torch.empty(2**59)
+
+
+@pytest.mark.parametrize("kind", ["GPU", "cuBLAS", "CPU", "NumPy", "Python"])
+def test_memory_that_runs_out_is_told_and_the_next_run_goes_on(tmp_path, kind):
+    profile = load_profile("demo")
+    lower = lower_training(profile, "stage_one", passes=True)
+
+    def large(model, step, generator, share):
+        values = loss(model, step, generator, share)
+        if step == 27:
+            too_much(kind)
+        return values
+
+    with pytest.raises(MemoryError) as told:
+        run(network(), tmp_path / "stopped", loss=large, description="stage one", lower=lower)
+    text = str(told.value)
+    assert text.startswith("stage one: step 27: out of memory") and len(text.splitlines()) == 1
+    for part in (
+        f"stage_one.batch_size is {profile.stage_one.batch_size}",
+        f"raise training.accumulate (now {profile.training.accumulate})",
+        f"The checkpoint of step 20 is kept in {tmp_path / 'stopped' / 'checkpoint'}: the next run goes on from it",
+    ):
+        assert part in text, text
+    whole, resumed = network(), network()
+    run(whole, tmp_path / "whole")
+    run(resumed, tmp_path / "stopped", accumulate=1)
+    assert same(whole, resumed)
+    files = [tmp_path / name / "curve.csv" for name in ("whole", "stopped")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_memory_that_runs_out_before_the_first_checkpoint_loses_what_was_done_and_says_so(tmp_path):
+    with pytest.raises(MemoryError, match="step 0: .*smaller batches.*No checkpoint was written.* begins at step 0"):
+        run(network(), tmp_path, loss=lambda *given: too_much("CPU"))
+
+
+def test_other_errors_of_a_step_are_not_taken_for_too_little_memory(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(network(), tmp_path, loss=lambda model, *given: {"loss": model(torch.ones(2, 5)).mean()})
+
+
+def test_what_is_to_be_lowered_are_keys_of_the_profile():
+    profile = load_profile("demo")
+    slow = profile.model_copy(update={"training": profile.training.model_copy(update={"accumulate": 10**6})})
+    known = {f"{name}.{key}" for name, section in profile for key in getattr(type(section), "model_fields", ())}
+    for section in ("pretraining", "contrastive", "stage_one", "stage_two"):
+        texts = [lower_training(one, section, passes) for one in (profile, slow) for passes in (True, False)]
+        assert {key for text in texts for key in re.findall(r"\b[a-z_]+\.[a-z_]+\b", text)} - {"nfx.launch"} <= known
+        assert ["accumulate" in text for text in texts] == [True, False, False, False]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand")
+def test_a_gpu_that_is_full_is_told_and_the_next_run_goes_on(tmp_path):
+    def large(model, step, generator, share):
+        if step == 27:
+            torch.empty(2**44, device="cuda")
+        x = torch.randn(32, 4, generator=generator).cuda()
+        return {"loss": model(x).square().mean()}
+
+    def plain(model, step, generator, share):
+        return {"loss": model(torch.randn(32, 4, generator=generator).cuda()).square().mean()}
+
+    with pytest.raises(MemoryError, match="step 27: out of memory .CUDA out of memory.*step 20 is kept"):
+        run(network(), tmp_path / "stopped", loss=large)
+    whole, resumed = network(), network()
+    run(whole, tmp_path / "whole", loss=plain)
+    run(resumed, tmp_path / "stopped", loss=plain)
+    assert same(whole, resumed)
+
+
+# --- checkpoints that are damaged ----------------------------------------------------------------------------
+
+PARTS = ("model.safetensors", "optimizer.pt", "state.json", "sha256.json")
+
+
+def stopped(folder):
+    """A training that was stopped at step 27; its checkpoint."""
+    with pytest.raises(Stop):
+        run(network(), folder, loss=stopping_at(27))
+    return folder / "checkpoint" / "step_20"
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "missing"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_damaged_checkpoint_is_refused_and_the_sentence_says_how_to_go_on(tmp_path, part, harm):
+    path = stopped(tmp_path / "a") / part
+    content = path.read_bytes()
+    middle = len(content) // 2
+    damaged = {"flip": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :], "empty": b""}
+    damaged["cut"] = content[:middle]
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes(damaged[harm])
+    with pytest.raises(ValueError, match="step_20 is damaged .*not used.*delete .*/checkpoint; .*at step 0") as told:
+        run(network(), tmp_path / "a")
+    assert len(str(told.value).splitlines()) == 1
+    assert path.parent.is_dir(), "it is left for whoever has a copy"
+    path.write_bytes(content)
+    whole, mended, anew = network(), network(), network()
+    run(whole, tmp_path / "whole")
+    run(mended, tmp_path / "a")
+    assert same(whole, mended)
+    shutil.rmtree(tmp_path / "a" / "checkpoint")
+    run(anew, tmp_path / "a")
+    assert same(whole, anew)
+
+
+def test_every_part_of_a_checkpoint_is_among_its_digests(tmp_path):
+    checkpoint = stopped(tmp_path)
+    digests = json.loads((checkpoint / "sha256.json").read_text())
+    assert {*digests, "sha256.json"} == {path.name for path in checkpoint.iterdir()} == {*PARTS}
+
+
+def test_what_differs_in_a_checkpoint_of_other_settings_is_named(tmp_path, capsys):
+    with pytest.raises(Stop):
+        run(network(), tmp_path, loss=stopping_at(27), facts={"code": "old", "row": 1})
+    run(network(), tmp_path, facts={"code": "new", "row": 1}, seed=6)
+    told = capsys.readouterr().out
+    assert "step_20 is the checkpoint of a training with other settings (facts.code, seed), discarded" in told
+    assert "begins at step 0" in told
+
+
+def test_a_checkpoint_of_an_earlier_version_without_digests_is_discarded(tmp_path, capsys):
+    with pytest.raises(Stop):
+        run(network(), tmp_path, loss=stopping_at(27), facts={"code": "old"})
+    (tmp_path / "checkpoint" / "step_20" / "sha256.json").unlink()
+    whole, after = network(), network()
+    run(after, tmp_path, facts={"code": "new"})
+    assert "other settings (facts.code), discarded: training begins at step 0" in capsys.readouterr().out
+    run(whole, tmp_path / "whole")
+    assert same(whole, after)
+
+
+@pytest.mark.parametrize("part", ["model.safetensors", "optimizer.pt", "state.json"])
+def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_one_before(tmp_path, part, monkeypatch):
+    """The kernel's own error, from a limit on the size of files; at `part`, all before it being written without."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    stopped(tmp_path / "a")
+    entered = training._written if part != "state.json" else None
+
+    def limited(path):
+        if path.name == part:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
+        return entered(path)
+
+    def limited_json(path, content):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, hard))
+        write_json(path, content)
+
+    with monkeypatch.context() as patched:
+        if entered:
+            patched.setattr(training, "_written", limited)
+        else:
+            patched.setattr(training, "write_json", limited_json)
+        try:
+            with pytest.raises(OSError, match=f"{part} was not written .*make room"):
+                run(network(), tmp_path / "a", loss=stopping_at(37))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "a" / "checkpoint" / "step_20").is_dir()
+    whole, resumed = network(), network()
+    run(resumed, tmp_path / "a")
+    run(whole, tmp_path / "whole")
+    assert same(whole, resumed)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """What is flushed, and when: the files and their folder, then the rename, then the folder of that."""
+    seen = []
+    fsync, rename = os.fsync, Path.rename
+
+    def flush(handle):
+        seen.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def named(path, target):
+        seen.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", named)
+    run(network(), tmp_path, steps=10)
+    home = tmp_path / "checkpoint"
+    before, after = seen[: seen.index("rename")], seen[seen.index("rename") + 1 :]
+    assert [path.parent for path in before[:-1]] == [home / "unfinished_10"] * len(PARTS)
+    assert before[-1] == home / "unfinished_10" and after[0] == home
 
 
 def test_frozen_parameters_stay_and_are_not_saved(tmp_path):

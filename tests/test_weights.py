@@ -180,9 +180,9 @@ def test_a_model_that_was_not_fetched_names_the_command(hub):
 @pytest.mark.parametrize("content", [b"weights", b"Weights" * 1000], ids=["truncated", "changed"])
 def test_a_damaged_file_is_noticed_and_fetched_again(vit, content):
     overwrite(weights_file(vit), content)
-    if len(content) != len(MODEL["model.safetensors"]):  # seen at every use; other bytes once a run
-        with pytest.raises(ValueError, match="has 7 bytes, 7000 were recorded: run python -m nfx.weights paper"):
-            paths.snapshot("a/vit")
+    for look in (paths.snapshot, lambda name: weights.file_digests(name, lambda file: True)):
+        with pytest.raises(ValueError, match=r"model.safetensors has .*bytes.*were recorded.*nfx.weights paper"):
+            look("a/vit")
     with pytest.raises(ValueError, match=r"model.safetensors has .*bytes.*were recorded.*nfx.weights paper"):
         weights.verify("a/vit")
     weights.fetch_models(vit.profile)
@@ -233,6 +233,53 @@ def test_a_copied_cache_has_other_dates_and_is_checked_once(vit, monkeypatch):
     read.clear()
     weights.file_digests("a/vit", lambda file: True)
     assert read == []
+
+
+def test_a_flipped_bit_is_seen_though_size_and_date_were_put_back(vit):
+    path = Path(weights_file(vit))
+    before = path.stat()
+    overwrite(path, b"x" + MODEL["model.safetensors"][1:])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(ValueError, match="model.safetensors has other bytes .*than were recorded.*fetch those again"):
+        paths.snapshot("a/vit")
+
+
+def test_a_record_of_an_earlier_version_holds_and_is_completed(vit, monkeypatch):
+    record = json.loads(paths.model_record().read_text())
+    for facts in record["a/vit"]["files"].values():
+        del facts["changed"]
+    paths.model_record().write_text(json.dumps(record))
+    read = []
+    monkeypatch.setattr(weights, "sha256", lambda path: read.append(path) or files.sha256(path))
+    assert [paths.snapshot("a/vit") for _ in range(2)] == [vit.folder] * 2
+    assert len(read) == len(MODEL), "each file once a process"
+    weights.verify("a/vit")
+    read.clear()
+    assert paths.snapshot("a/vit") == vit.folder and read == []
+
+
+@pytest.mark.parametrize("harm", ["flip", "missing", "card"])
+def test_a_stand_in_that_is_not_what_was_shipped_is_never_used(tmp_path, monkeypatch, harm):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    model = {"vit/model.safetensors": b"weights", "vit/config.json": b"{}", "vit/README.md": b"card", "other/a": b"a"}
+    for name, content in model.items():
+        (tmp_path / "shipped" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "shipped" / name).write_bytes(content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in model.items()}
+    (tmp_path / "shipped" / "sha256.json").write_text(json.dumps(digests))
+    assert paths.snapshot("shipped/vit") == str(tmp_path / "shipped" / "vit")
+    path = tmp_path / "shipped" / "vit" / ("README.md" if harm == "card" else "model.safetensors")
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"weightt")
+    if harm == "card":
+        assert paths.snapshot("shipped/vit")
+        return
+    for look in (paths.snapshot, lambda name: weights.file_digests(name, lambda file: True)):
+        with pytest.raises((ValueError, FileNotFoundError), match="model.safetensors .*restore it with git.*stand-ins"):
+            look("shipped/vit")
 
 
 def test_digests_of_a_local_folder_are_those_of_its_files(hub):

@@ -59,7 +59,7 @@ def stage_encoders(profile: Profile, subject: int) -> dict[str, FMRIEncoder]:
         If notebook 02 or 03 has not been run for this subject and row.
     """
     from nfx.encoder import FMRIEncoder, interpolate_encoder
-    from nfx.files import read_manifest
+    from nfx.files import verified
     from nfx.paths import work
     from nfx.training import device
 
@@ -67,11 +67,9 @@ def stage_encoders(profile: Profile, subject: int) -> dict[str, FMRIEncoder]:
     homes = {
         "pre-trained": (work(profile, "pretraining"), "encoder"),
         "contrastive": (work(profile, "encoder", f"subject{subject}_row{profile.encoder_row(row)}"), "encoder"),
-        "full": (work(profile, "decoder", f"subject{subject}_row{row}"), "pipeline/fmri_encoder"),
+        "full": (work(profile, "decoder", f"subject{subject}_row{row}", "pipeline"), "fmri_encoder"),
     }
-    for folder, _ in homes.values():
-        read_manifest(folder)  # its error names the notebook to run
-    encoders = {stage: FMRIEncoder.from_pretrained(folder / part) for stage, (folder, part) in homes.items()}
+    encoders = {stage: FMRIEncoder.from_pretrained(verified(*home)) for stage, home in homes.items()}
     own = encoders["full"].config
     encoders["pre-trained"] = interpolate_encoder(encoders["pre-trained"], own.voxels, own.window)
     return {stage: encoder.to(device()).eval() for stage, encoder in encoders.items()}

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         print(decode(load_profile(given.profile), given.name, given.subject))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"{parser.prog}: {error}")
 
 

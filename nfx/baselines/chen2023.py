@@ -44,7 +44,7 @@ from nfx.diffusion.inflation import VideoUNet, as_image_unet
 
 if TYPE_CHECKING:
     from nfx.diffusion import NeuralFlixPipeline
-    from nfx.profile import Profile, StageOne, StageTwo
+    from nfx.profile import Profile
     from nfx.training import Loss
 
 NAME = "chen2023"
@@ -188,7 +188,7 @@ def train_captions(profile: Profile) -> Path:
             torch.from_numpy(text_states([""], profile.models.stable_diffusion)[0]), load_scheduler(base),
             beta=INDEPENDENT, batch_size=profile.stage_one.batch_size, dropout=profile.stage_two.condition_dropout,
         )  # fmt: skip
-        _train(unet, loss, profile, profile.stage_one, folder, facts, "Chen 2023, captions")
+        _train(unet, loss, profile, "stage_one", folder, facts, "Chen 2023, captions")
         unet.save_pretrained(folder / "unet")
         files.write_manifest(folder, facts)
         finish(folder)
@@ -240,7 +240,7 @@ def train(profile: Profile, subject: int) -> Path:
         beta=INDEPENDENT, batch_size=profile.stage_two.batch_size, dropout=profile.stage_two.condition_dropout,
     )  # fmt: skip
     model = nn.ModuleDict({"unet": unet, "fmri_encoder": encoder})
-    _train(model, loss, profile, profile.stage_two, folder, facts, f"Chen 2023, subject {subject}")
+    _train(model, loss, profile, "stage_two", folder, facts, f"Chen 2023, subject {subject}")
     for name, network in model.items():
         network.save_pretrained(folder / name)
     files.write_manifest(folder, facts)
@@ -248,15 +248,16 @@ def train(profile: Profile, subject: int) -> Path:
     return folder
 
 
-def _train(
-    model: nn.Module, loss: Loss, profile: Profile, settings: StageOne | StageTwo, folder: Path, facts: Any, name: str
-) -> None:
+def _train(model: nn.Module, loss: Loss, profile: Profile, section: str, folder: Path, facts: Any, name: str) -> None:
     from nfx import training
+    from nfx.out_of_memory import lower_training
 
+    settings = getattr(profile, section)
     training.train(
         model, loss, steps=settings.steps, learning_rate=settings.learning_rate, warmup=int(WARMUP * settings.steps),
         seed=profile.seed, folder=folder, checkpoint_every=profile.training.checkpoint_every,
         precision=profile.training.precision, accumulate=profile.training.accumulate, description=name, facts=facts,
+        lower=lower_training(profile, section, passes=True),
     )  # fmt: skip
 
 

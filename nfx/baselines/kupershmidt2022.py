@@ -234,12 +234,14 @@ def train(profile: Profile, subject: int) -> Path:
 
 def _train(model: nn.Module, loss: Loss, profile: Profile, folder: Path, facts: dict, description: str) -> None:
     from nfx import training
+    from nfx.out_of_memory import lower_constant
 
     steps = STEPS * profile.stage_two.steps
     training.train(
         model, loss, steps=steps, learning_rate=LEARNING_RATE, warmup=steps // 20, seed=profile.seed, folder=folder,
         weight_decay=WEIGHT_DECAY, checkpoint_every=profile.training.checkpoint_every,
         precision=profile.training.precision, description=f"Kupershmidt 2022, {description}", facts=facts,
+        lower=lower_constant("nfx.baselines.kupershmidt2022.BATCH", BATCH),
     )  # fmt: skip
 
 

@@ -212,6 +212,7 @@ def train(profile: Profile, subject: int) -> Path:
     """
     from nfx import training
     from nfx.data import load_subject
+    from nfx.out_of_memory import lower_constant
 
     encoding = encode_linearly(profile, subject)
     folder = baseline_folder(profile, NAME, subject) / "model"
@@ -236,6 +237,7 @@ def train(profile: Profile, subject: int) -> Path:
         model, gan_loss(film, clip, conditions), steps=steps, learning_rate=LEARNING_RATE, seed=profile.seed,
         folder=folder, warmup=steps // 20, betas=(0.5, 0.99), clip=10.0, precision=profile.training.precision,
         checkpoint_every=profile.training.checkpoint_every, description=f"Wang 2022, subject {subject}", facts=facts,
+        lower=lower_constant("nfx.baselines.wang2022.BATCH", BATCH),
     )  # fmt: skip
     shared.save_weights(folder, {"generator": model.generator}, facts)
     training.finish(folder)

@@ -443,7 +443,8 @@ def _remedy(profile: Profile) -> str:
         return f"The simulator writes it: run notebooks/01_data_preparation.ipynb with profile='{profile.name}'"
     if profile.data.recordings is not None:
         return f"{profile.data.recordings} says where films, events and recordings are (docs/other_data.md)"
-    return f"Put the published data set (doi:10.4231/R7SF2TCW) in {data_set(profile)}"
+    command = f"nfx fetch {profile.name} --only data"
+    return f"{command} (of a profile of your own: its file) fetches doi:10.4231/R7SF2TCW into {data_set(profile)}"
 
 
 def _read_run(run: Run, volumes: int, columns: np.ndarray, brain: Brain) -> tuple[np.ndarray, np.ndarray]:

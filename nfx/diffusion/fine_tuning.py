@@ -30,8 +30,10 @@ from nfx.files import (
     read_manifest,
     require_exact_weights,
     source_digest,
+    verified,
     write_manifest,
 )
+from nfx.out_of_memory import lower_training, memory_told
 from nfx.training import WHOLE, Loss, Share, finish, first_process, first_process_first, train
 from nfx.weights import file_digests
 
@@ -211,7 +213,7 @@ def stage_one(profile: Profile, beta: float | None) -> Path:
             batch_size=profile.stage_one.batch_size,
             dropout=profile.stage_two.condition_dropout,
         )
-        _train(unet, loss, profile, profile.stage_one, folder, facts, f"stage one, beta {beta}")
+        _train(unet, loss, profile, "stage_one", folder, facts, f"stage one, beta {beta}")
         if first_process():
             unet.save_pretrained(folder / "unet")
             write_manifest(folder, facts, ["unet/config.json", *_weights(folder, "unet"), "curve.csv"])
@@ -278,8 +280,8 @@ def stage_two(profile: Profile, subject: int, row: int, time_averaged: bool = Fa
 
     from diffusers import AutoencoderKL
 
-    encoder = FMRIEncoder.from_pretrained(encoder_folder / "encoder")
-    unet = VideoUNet.from_pretrained(first / "unet")
+    encoder = FMRIEncoder.from_pretrained(verified(encoder_folder, "encoder"))
+    unet = VideoUNet.from_pretrained(verified(first, "unet"))
     trainable_parameters(unet)
     if profile.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -302,7 +304,7 @@ def stage_two(profile: Profile, subject: int, row: int, time_averaged: bool = Fa
         dropout=profile.stage_two.condition_dropout,
     )
     model = nn.ModuleDict({"unet": unet, "fmri_encoder": encoder})
-    _train(model, loss, profile, profile.stage_two, folder, facts, f"stage two, subject {subject}, row {row}")
+    _train(model, loss, profile, "stage_two", folder, facts, f"stage two, subject {subject}, row {row}")
 
     if first_process():
         pipeline = NeuralFlixPipeline(
@@ -363,16 +365,18 @@ def decode(
     size, frames = pipeline.config.frame_size, pipeline.config.frames
     clips = np.empty((len(windows), frames, size, size, 3), dtype=np.uint8)
     quiet = getattr(pipeline, "_progress_bar_config", {})
+    advice = f"batch_size is {batch_size}: give a lower one; a clip does not depend on it, up to rounding"
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(windows), desc="decoding", leave=False, mininterval=5) as bar:
         for start in range(0, len(windows), batch_size):
             part = slice(start, start + batch_size)
-            output = pipeline(
-                np.ascontiguousarray(windows[part]),
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[clip_generator(seed, int(clip)) for clip in clip_ids[part]],
-            )
+            with memory_told(f"decoding clips {start} to {start + len(windows[part]) - 1}", advice):
+                output = pipeline(
+                    np.ascontiguousarray(windows[part]),
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=[clip_generator(seed, int(clip)) for clip in clip_ids[part]],
+                )
             clips[part] = np.rint(output.frames * 255).astype(np.uint8)
             bar.update(len(output.frames))
     pipeline.set_progress_bar_config(**quiet)
@@ -396,8 +400,9 @@ def load_scheduler(base: str) -> Any:
 
 
 def _train(
-    model: nn.Module, loss: Loss, profile: Profile, settings: Any, folder: Path, facts: dict[str, Any], description: str
+    model: nn.Module, loss: Loss, profile: Profile, section: str, folder: Path, facts: dict[str, Any], description: str
 ) -> None:
+    settings = getattr(profile, section)
     train(
         model,
         loss,
@@ -411,6 +416,7 @@ def _train(
         accumulate=profile.training.accumulate,
         description=description,
         facts=facts,
+        lower=lower_training(profile, section, passes=True),
     )
 
 

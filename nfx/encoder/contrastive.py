@@ -14,6 +14,7 @@ from nfx.encoder.augmentation import spatial_mask, temporal_interpolation
 from nfx.encoder.losses import info_nce, retrieval
 from nfx.encoder.model import FMRIEncoder, interpolate_encoder
 from nfx.encoder.pretraining import array_digests, record_scores, result_files
+from nfx.out_of_memory import lower_training
 from nfx.training import WHOLE, Share, finish, first_process, train
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         If their sizes do not fit.
     """
     from nfx.data.targets import text_head
-    from nfx.files import finished, read_manifest, source_digest, write_manifest
+    from nfx.files import finished, read_manifest, source_digest, verified, write_manifest
     from nfx.paths import work
 
     row = profile.encoder_row(row)
@@ -245,7 +246,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
     windows, image = training
     with torch.random.fork_rng():
         torch.manual_seed(profile.seed)  # for the new part of the head
-        pretrained = FMRIEncoder.from_pretrained(work(profile, "pretraining", "encoder"))
+        pretrained = FMRIEncoder.from_pretrained(verified(work(profile, "pretraining"), "encoder"))
         encoder = interpolate_encoder(pretrained, windows.shape[2], profile.data.window)
     head = text_head(profile.models.clip)
     if head.projection.shape[1] != profile.encoder.token_dim:
@@ -280,6 +281,7 @@ def train_encoder(profile: Profile, subject: int, row: int, time_averaged: bool 
         warmup=settings.steps // 10, weight_decay=settings.weight_decay, facts=facts,
         precision=profile.training.precision, checkpoint_every=profile.training.checkpoint_every,
         description=f"encoder, subject {subject}, row {row}",
+        lower=lower_training(profile, "contrastive", passes=False),
     )  # fmt: skip
     score(settings.steps)
     if first_process():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nfx.encoder.losses import info_nce_one_way
 from nfx.encoder.model import FMRIEncoder, Layer, sin_cos_positions
+from nfx.out_of_memory import lower_training
 from nfx.training import WHOLE, Share, finish, first_process, first_process_first, step_generator, train
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ def pretrain(profile: Profile) -> Path:
         model, loss, steps=settings.steps, learning_rate=settings.learning_rate, seed=profile.seed, folder=folder,
         warmup=settings.steps // 10, weight_decay=WEIGHT_DECAY, betas=BETAS, facts=facts, description="pre-training",
         checkpoint_every=profile.training.checkpoint_every, precision=profile.training.precision,
+        lower=lower_training(profile, "pretraining", passes=False),
     )  # fmt: skip
     score(settings.steps)
     if first_process():

@@ -248,7 +248,7 @@ def train_decoder(profile: Profile, folder: Path, examples: Split, encoder: FMRI
         print(f"{folder.parent.parent.name}/{folder.name}: the decoder is finished and reused")
         return folder / "pipeline"
 
-    unet = VideoUNet.from_pretrained(first / "unet")
+    unet = VideoUNet.from_pretrained(files.verified(first, "unet"))
     fine_tuning.trainable_parameters(unet)
     if profile.training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -261,9 +261,7 @@ def train_decoder(profile: Profile, folder: Path, examples: Split, encoder: FMRI
         batch_size=profile.stage_two.batch_size, dropout=profile.stage_two.condition_dropout,
     )  # fmt: skip
     model = nn.ModuleDict({"unet": unet, "fmri_encoder": encoder})
-    fine_tuning._train(
-        model, loss, profile, profile.stage_two, folder, facts, f"stage two, {folder.parent.parent.name}"
-    )
+    fine_tuning._train(model, loss, profile, "stage_two", folder, facts, f"stage two, {folder.parent.parent.name}")
     pipeline = NeuralFlixPipeline(
         vae=AutoencoderKL.from_pretrained(base, subfolder="vae", torch_dtype=unet.dtype),
         unet=unet,

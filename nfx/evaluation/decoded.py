@@ -20,6 +20,7 @@ import pandas as pd
 
 from nfx import files, paths
 from nfx.evaluation.classifiers import score_clips
+from nfx.out_of_memory import memory_told
 from nfx.weights import file_digests
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def decode_captions(profile: Profile) -> Path:
         **sampling_facts(profile),
     }
     states = cache(lambda: text_states([*captions, ""], profile.models.stable_diffusion))
-    pipeline = cache(lambda: _caption_pipeline(profile, stage_one / "unet", beta or 0.0))
+    pipeline = cache(lambda: _caption_pipeline(profile, files.verified(stage_one, "unet"), beta or 0.0))
     row_of = np.array([captions.index(sentence) for sentence in sentences])
     numbers = len(_clips_of(profile, "train")) + chosen
 
@@ -419,12 +420,23 @@ def _in_blocks(
         path = home / f"{part}_{block.start}_{block.stop}.npy"
         decoded = _block(path)
         if decoded is None:
-            decoded = decoder(block)
+            at_work = f"{folder.name}: decoding clips {block.start} to {block.stop - 1} of {count}, {part}"
+            with memory_told(at_work, _lower(size)):
+                decoded = decoder(block)
             with files.write_atomically(path) as temporary:
                 np.save(temporary, decoded, allow_pickle=False)
             files.write_json(path.with_suffix(".json"), files.sha256(path))
         blocks.append(decoded)
     return np.concatenate(blocks)
+
+
+def _lower(size: int) -> str:
+    """What to lower if memory runs out while clips are decoded, and what is kept, as sentences."""
+    change = "lower it, which changes results by rounding alone" if size > 1 else "use a machine with more memory"
+    return (
+        f"sampling.batch_size is {size}: {change}. Finished blocks of clips are kept, and the next run goes on from "
+        "them; with another batch size they are decoded anew"
+    )
 
 
 def _block(path: Path) -> np.ndarray | None:

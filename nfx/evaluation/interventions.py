@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(lag_curve(profile, given.subject).to_string(index=False))
         else:
             print(decode(profile, given.name, given.subject))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"{COMMAND}: {error}")
 
 

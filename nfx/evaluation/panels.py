@@ -25,11 +25,12 @@ def augmented_views(profile: Profile, subject: int) -> tuple[np.ndarray, np.ndar
 
     from nfx.data import load_subject
     from nfx.encoder import FMRIEncoder, interpolate_frame, spatial_mask
+    from nfx.files import verified
     from nfx.paths import work
 
     row = profile.row(profile.headline_row)
     name = f"subject{subject}_row{profile.encoder_row(profile.headline_row)}"
-    encoder = FMRIEncoder.from_pretrained(work(profile, "encoder", name, "encoder"))
+    encoder = FMRIEncoder.from_pretrained(verified(work(profile, "encoder", name), "encoder"))
     windows = load_subject(profile, subject).test.fmri
     window = torch.from_numpy(np.array(windows[len(windows) // 2][None], dtype=np.float32))
     with torch.inference_mode():

@@ -460,7 +460,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study(profile, given.subject)
         save_study(profile, given.subject)
         print(solver_table(*load_study(profile, given.subject)).to_string())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"{COMMAND}: {error}")
 
 

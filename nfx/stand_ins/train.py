@@ -21,6 +21,7 @@ from nfx import paths, training
 from nfx.data.simulator.scenes import caption
 from nfx.files import read_json, write_json
 from nfx.stand_ins import SNAPSHOTS, generation, language, recognition, renders
+from nfx.weights import SHIPPED
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -43,6 +44,7 @@ POOL = 30_000  # renders whose latents the UNet is trained on
 
 def main(names: list[str] | None = None) -> None:
     """Train the named stand-ins, by default all that are shipped, in an order in which each finds what it needs."""
+    (SNAPSHOTS / SHIPPED).unlink(missing_ok=True)  # of those before; nfx.stand_ins.scores writes it anew
     for name in names or ["vae", "clip", "decoder", "unet", "vit", "videomae", "blip"]:
         _TRAIN[name]()
 
