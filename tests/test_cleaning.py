@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 
-from nfx.data import clean_run
+from nfx.data import clean_run, cleaning
 from nfx.data.cleaning import (
     BLOCK,
     average_volumes,
@@ -147,3 +147,19 @@ def test_volumes_averaged():
     assert average_volumes(bold, 3).dtype == np.float32 and average_volumes(bold, 1) is bold
     with pytest.raises(ValueError, match="7 volumes; 8"):
         average_volumes(bold, 8)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_every_bit_is_that_of_one_block_after_another_with_any_number_of_threads(monkeypatch, cores):
+    monkeypatch.setattr(cleaning, "_cores", lambda: cores)
+    bold = 1e4 + 100 * np.random.default_rng(0).standard_normal((60, 2 * cleaning.BLOCK + 7), dtype=np.float32)
+    basis = cleaning.polynomial_basis(60)
+    expected = []
+    for block in np.split(bold.astype(np.float64), [cleaning.BLOCK, 2 * cleaning.BLOCK], axis=1):
+        block = np.ascontiguousarray(block)
+        left = block - basis @ (basis.T @ block)
+        deviation = np.sqrt(np.einsum("tc,tc->c", left, left) / 59)
+        expected.append((left * (1 / deviation)).astype(np.float32))
+    found, constant = cleaning.detrend_and_z_score(bold)
+    np.testing.assert_array_equal(found, np.concatenate(expected, axis=1))
+    assert not constant.any()

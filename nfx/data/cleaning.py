@@ -5,7 +5,9 @@ Recordings of another layout or repetition time are resampled to the film's clip
 
 from __future__ import annotations
 
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -187,7 +189,8 @@ def detrend_and_z_score(bold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rounding = max(float(np.finfo(kind).eps), 16 * float(np.finfo(np.float64).eps))
     cleaned = np.empty((volumes, columns), np.float32)
     constant = np.zeros(columns, bool)
-    for start in range(0, columns, BLOCK):
+
+    def clean(start: int) -> None:
         part = slice(start, start + BLOCK)
         x = bold[:, part].astype(np.float64)
         size = np.maximum(x.max(axis=0), -x.min(axis=0))
@@ -198,4 +201,12 @@ def detrend_and_z_score(bold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         constant[part] = deviation <= rounding * size
         x *= np.where(constant[part], 0.0, 1 / np.where(constant[part], 1.0, deviation))
         cleaned[:, part] = x
+
+    with ThreadPoolExecutor(_cores()) as pool:  # a column does not depend on the others
+        list(pool.map(clean, range(0, columns, BLOCK)))
     return cleaned, constant
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ MOST_PIXELS = 1 << 26  # of a frame: 8K film has half of it
 # film.mp4 would open whatever files and addresses it lists.
 CONTAINERS = "mov,matroska,avi"
 READ_WITH = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+AHEAD = 8  # frames decoded while earlier ones are made smaller
 LENGTH_TOLERANCE = 0.25  # s by which a film may miss the expected number of clips
 
 
@@ -63,20 +66,34 @@ def read_clips(mp4: str | Path, size: int, clips: int | None = None, rate: float
     # Of a film of known length the clips are filled in place: at the paper's size they are 283 MB a segment.
     picked: Any = [] if clips is None else np.empty((clips * CLIP_FRAMES, size, size, 3), np.uint8)
     count, time = 0, -frame_time
-    for number, (time, frame) in enumerate(_frames(path)):
-        if clips is not None and max(time, number * frame_time / 2) > clips * CLIP_SECONDS + 1:
-            raise ValueError(f"{path} goes on after {time:.2f} s; {clips} clips of {CLIP_SECONDS:g} s were expected")
-        wanted = count * step
-        if time < wanted - frame_time / 2 or (clips is not None and count == clips * CLIP_FRAMES):
-            continue  # between two picks, or after the last; decoded all the same, for the film's length
-        if time > wanted + frame_time:
-            raise ValueError(f"{path} lacks a frame at {wanted:.2f} s (the next: {time:.2f} s); fetch or make it again")
-        image = _squeeze(frame.to_ndarray(format="rgb24"), size)
-        if clips is None:
-            picked.append(image)
-        else:
-            picked[count] = image
-        count += 1
+    waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
+
+    def keep(most: int) -> None:
+        """Take what was made smaller, until this many frames wait."""
+        while len(waiting) > most:
+            place, image = waiting.popleft()
+            if clips is None:
+                picked.append(image.result())
+            else:
+                picked[place] = image.result()
+
+    with ThreadPoolExecutor(1) as beside:  # the decoder goes on meanwhile
+        for number, (time, frame) in enumerate(_frames(path)):
+            if clips is not None and max(time, number * frame_time / 2) > clips * CLIP_SECONDS + 1:
+                raise ValueError(
+                    f"{path} goes on after {time:.2f} s; {clips} clips of {CLIP_SECONDS:g} s were expected"
+                )
+            wanted = count * step
+            if time < wanted - frame_time / 2 or (clips is not None and count == clips * CLIP_FRAMES):
+                continue  # between two picks, or after the last; decoded all the same, for the film's length
+            if time > wanted + frame_time:
+                raise ValueError(
+                    f"{path} lacks a frame at {wanted:.2f} s (the next: {time:.2f} s); fetch or make it again"
+                )
+            waiting.append((count, beside.submit(_smaller, frame, size)))
+            count += 1
+            keep(AHEAD)
+        keep(0)
     _check_length(path, time + frame_time, clips, frame_time)
     expected = round((time + frame_time) / CLIP_SECONDS) if clips is None else clips
     if count != expected * CLIP_FRAMES:
@@ -131,6 +148,10 @@ def _check_length(path: Path, seconds: float, clips: int | None, frame_time: flo
     whole = round(seconds / CLIP_SECONDS)
     if clips is None and (whole < 1 or abs(seconds - whole * CLIP_SECONDS) > 0.5 * frame_time):
         raise ValueError(f"{path} lasts {seconds:.2f} s, which is not a whole number of {CLIP_SECONDS:g}-s clips")
+
+
+def _smaller(frame: av.VideoFrame, size: int) -> np.ndarray:
+    return _squeeze(frame.to_ndarray(format="rgb24"), size)
 
 
 def _squeeze(frame: np.ndarray, size: int) -> np.ndarray:
