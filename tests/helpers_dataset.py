@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 
 import av
@@ -27,6 +29,30 @@ def write_cifti(path: Path, data: np.ndarray, brain: BrainModelAxis) -> Path:
     series = SeriesAxis(start=0, step=1.0, size=len(data))
     nibabel.save(Cifti2Image(data.astype(np.float32), header=(series, brain)), path)
     return path
+
+
+def claiming(
+    content: bytes, lengths: tuple[int, int], datatype: int | None = None, offset: int | None = None
+) -> bytes:
+    """A recording of `write_cifti`, whose headers claim other (volumes, grayordinates); its data stay as they are.
+
+    Parameters
+    ----------
+    datatype : code of NIfTI for the data's type, if another is to be claimed
+    offset : where the data are to begin, if elsewhere than they do
+    """
+    start, end = content.index(b"<CIFTI"), content.index(b"</CIFTI>") + len(b"</CIFTI>")
+    xml = re.sub(rb'NumberOfSeriesPoints="\d+"', b'NumberOfSeriesPoints="%d"' % lengths[0], content[start:end])
+    counts = iter([lengths[1] - 20, 20])  # of the two hemispheres
+    xml = re.sub(rb'IndexCount="\d+"', lambda match: b'IndexCount="%d"' % next(counts), xml)
+    (data,) = struct.unpack_from("<q", content, 168)
+    xml += b"\0" * ((-544 - 8 - len(xml)) % 16)
+    changed = bytearray(content[:544] + struct.pack("<ii", 8 + len(xml), 32) + xml + content[data:])
+    struct.pack_into("<q", changed, 168, 552 + len(xml) if offset is None else offset)
+    struct.pack_into("<8q", changed, 16, 6, 1, 1, 1, 1, *lengths, 1)
+    if datatype is not None:
+        struct.pack_into("<h", changed, 12, datatype)
+    return bytes(changed)
 
 
 def numbered_frame(number: int, height: int = 64, width: int = 64) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 from helpers_dataset import frame_number, surface_sample, write_cifti, write_dataset, write_film
 
 import nfx.data.dataset as dataset
+from nfx import paths
 from nfx.data import (
     clean_run,
     grayordinate,
@@ -21,7 +22,6 @@ from nfx.data import (
     prepare_subject,
     read_cifti,
 )
-from nfx import paths
 from nfx.files import load_arrays, read_manifest
 from nfx.paths import data_set
 from nfx.profile import load_profile

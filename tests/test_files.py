@@ -174,14 +174,14 @@ def test_a_snapshot_is_loaded_only_if_its_files_are_as_they_were_saved(tmp_path)
     (tmp_path / "encoder").mkdir()
     (tmp_path / "encoder" / "weights").write_bytes(b"weights")
     (tmp_path / "encoder.txt").write_bytes(b"beside")
-    write_manifest(tmp_path, {})
+    files.write_manifest(tmp_path, {})
     (tmp_path / "encoder.txt").write_bytes(b"changed")
-    assert verified(tmp_path, "encoder") == tmp_path / "encoder"
+    assert files.verified(tmp_path, "encoder") == tmp_path / "encoder"
     with pytest.raises(FileNotFoundError, match="manifest.json lists no file of unet/"):
-        verified(tmp_path, "unet")
+        files.verified(tmp_path, "unet")
     (tmp_path / "encoder" / "weights").write_bytes(b"weightt")
     with pytest.raises(ValueError, match="weights has other bytes .*Delete"):
-        verified(tmp_path, "encoder")
+        files.verified(tmp_path, "encoder")
 
 
 def test_a_listed_file_must_exist(tmp_path):

@@ -1,11 +1,13 @@
+import tracemalloc
+
 import av
 import nibabel
 import numpy as np
 import pytest
-from helpers_dataset import surface_sample, write_cifti, write_dataset, write_film
+from helpers_dataset import claiming, surface_sample, write_cifti, write_dataset, write_film
 from nibabel.cifti2 import Cifti2Image, Cifti2MetaData, ScalarAxis
 
-from nfx.data import check_dataset, inspection
+from nfx.data import check_dataset, inspection, read_cifti
 from nfx.data.inspection import summary
 
 SIZE = {"train_segments": 2, "test_segments": 2, "train_repeats": 2, "test_repeats": 9}
@@ -146,6 +148,32 @@ def test_recordings(root):
         assert state == "damaged" and detail.startswith(reason)
     assert found == truth
     assert present == 4 + 22 - 12
+
+
+CLAIMS = {  # volumes and grayordinates, the data's type, where data begin
+    "no volume of ten million grayordinates": ((0, 10**7), None, None),
+    "fewer than no volumes, and data after 17 GB": ((-1000, 10**7), None, 2**34),
+    "values of no bytes": ((3, 10**7), 0, None),
+    "more than there is": ((3, 10**7), None, None),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_a_header_s_claim_takes_no_memory(tmp_path, claim):
+    path = write_cifti(tmp_path / "run.dtseries.nii", rows(9), BRAIN)
+    whole = path.read_bytes()
+    path.write_bytes(claiming(whole, (9, 40)))
+    assert inspection.check_recording(path, 4).state == "present"
+    assert read_cifti(path).data.shape == (9, 40)
+    path.write_bytes(claiming(whole, *claim))
+    tracemalloc.start()
+    try:
+        assert inspection.check_recording(path, 4).state in ("damaged", "truncated")
+        with pytest.raises(ValueError, match="run.dtseries.nii is not CIFTI, or is damaged"):
+            read_cifti(path)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_surface_is_damaged(root, monkeypatch):

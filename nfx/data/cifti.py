@@ -59,10 +59,12 @@ def read_cifti(path: str | Path) -> Cifti:
         raise FileNotFoundError(f"{path} does not exist; expected a CIFTI time series (.dtseries.nii)")
     try:
         image, header = _opened(path)
-        size, shape = path.stat().st_size, image.shape[4:]
-        needed = image.dataobj.offset + math.prod(shape) * image.dataobj.dtype.itemsize
-        if min(shape, default=0) < 1 or size < needed:
-            raise ValueError(f"it has {size} bytes, and its header announces {needed} for data of shape {shape}")
+        size, shape, width = path.stat().st_size, image.shape[4:], image.dataobj.dtype.itemsize
+        needed = image.dataobj.offset + math.prod(shape) * width
+        if min(shape, default=0) < 1 or width < 1 or size < needed:
+            raise ValueError(
+                f"it has {size} bytes, and its header announces {needed} for data of shape {shape}, {width} bytes each"
+            )
         series, brain = checked_axes(header, shape)
         # One conversion to float32 in memory: the file may be memory-mapped, scaled or of the other byte order.
         data = np.array(image.dataobj, dtype=np.float32).reshape(len(series), len(brain))

@@ -214,9 +214,13 @@ def check_recording(path: Path, volumes: int) -> Finding:
         try:
             header = nibabel.Nifti2Header(block)
             offset, shape = int(header["vox_offset"]), header.get_data_shape()
-            needed = offset + math.prod(shape) * header.get_data_dtype().itemsize
+            width = header.get_data_dtype().itemsize
+            needed = offset + math.prod(shape) * width
         except Exception as error:  # nibabel raises many kinds for a damaged header
             return Finding("damaged", f"no NIfTI-2 header ({_line(error)})")
+        # Where a length is 0, a product of lengths bounds none of the others, nor the memory that the axes take.
+        if len(shape) != 6 or min(shape) < 1 or width < 1:
+            return Finding("damaged", f"its header says data of shape {shape} and {width} bytes a value")
         if size < needed:
             return Finding("truncated", f"{size} bytes, but its header says {needed}")
         extension = file.read(max(0, offset - HEADER_BYTES))
