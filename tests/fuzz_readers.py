@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -323,6 +324,39 @@ READERS = {
 }  # fmt: skip
 
 
+# --- the contract --------------------------------------------------------------------------------------------
+
+MOST_SECONDS = 20.0  # CPU time of one case
+MOST_MEGABYTES = 900.0  # memory that one case may add: twice a film's largest frame, as RGB and as the codec has it
+# Refused by safetensors and diffusers in words of their own; of ours, a manifest says what they should hold.
+LIBRARIES_WORDS = ("foreign snapshots",)
+
+
+def breach(name: str, told: dict[str, Any], folder: Path, expected: str | None) -> str | None:
+    """What a reader did with a damaged file and must not do, from its answer; None if nothing.
+
+    `expected` is what it returns for whole files.
+    """
+    if told["forbidden"]:
+        return f"it did {told['forbidden']}"
+    if told["seconds"] >= MOST_SECONDS or told["megabytes"] >= MOST_MEGABYTES:
+        return f"it took {told['seconds']:.1f} s and {told['megabytes']:.0f} MB: {told}"
+    text = told["text"]
+    if told["outcome"] == "read":
+        return None if text == expected else f"it read something else: {text}"
+    if name in LIBRARIES_WORDS:
+        return None
+    if not {"ValueError", "OSError"} & {*told["kind"]}:
+        return f"{told['kind'][0]}: {text}"
+    if str(folder) not in text and not any(Path(file).name in text for file in READERS[name].files):
+        return f"no file or folder is named: {text}"
+    if len(text.splitlines()) != 1 or len(text) >= 2000:
+        return f"that is no sentence: {text}"
+    if re.search("MemoryError|Unable to allocate|Cannot allocate", text):
+        return f"memory was asked for: {text}"
+    return None
+
+
 # --- the process ---------------------------------------------------------------------------------------------
 
 forbidden: list[str] = []  # what the reader did and must not do
@@ -367,6 +401,15 @@ def answer(reader: Reader, folder: Path) -> dict[str, Any]:
     return {**told, "seconds": spent, "megabytes": (after - before) / 1024, "forbidden": did}
 
 
+def limit(folder: Path) -> None:
+    """From now on this process has little memory, writes no large files, and is watched."""
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (address_space() + ROOM,) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    watch(folder)
+
+
 def main() -> None:
     reader, folder = READERS[sys.argv[1]], Path(sys.argv[2]).resolve()
     answers = os.fdopen(os.dup(1), "w")
@@ -376,11 +419,7 @@ def main() -> None:
     os.chdir(folder)
     reader.make(folder)
     told = answer(reader, folder)  # also imports all it needs, before the limits
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (address_space() + ROOM,) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    watch(folder)
+    limit(folder)
     while True:
         print(json.dumps(told, default=str), file=answers, flush=True)
         if not sys.stdin.readline():

@@ -47,7 +47,7 @@ def test_every_constraint_is_one_exact_public_version():
     assert names == sorted(names)
 
 
-@pytest.mark.parametrize("extra", [None, "dev", "docs", "browser", "slurm"])
+@pytest.mark.parametrize("extra", [None, "dev", "docs", "browser", "slurm", "fuzz"])
 def test_every_dependency_is_pinned_once_and_in_one_place(extra):
     pinned = {canonical(line.split("==")[0]) for line in CONSTRAINTS}
     names = declared(extra)
