@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfx.files import as_json, read_json, sha256, write_atomically, write_json
+from nfx.files import as_json, sha256, write_atomically, write_json
 from nfx.out_of_memory import SIGNS, memory_told
 
 LOG_EVERY = 10  # steps between two moments at which losses leave the device
@@ -408,15 +408,16 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
     One without digests was written by an earlier version, whose code is among its settings, or lost them.
     """
     try:
-        digests = read_json(checkpoint / DIGESTS) if (checkpoint / DIGESTS).is_file() else {}
-        for name in ("model.safetensors", "optimizer.pt", "state.json") if digests else ():
-            if sha256(checkpoint / name) != digests[name]:
-                raise ValueError(f"{name} has other bytes than were written")
+        if (checkpoint / DIGESTS).is_file():
+            digests = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+            for name in ("model.safetensors", "optimizer.pt", "state.json"):
+                if sha256(checkpoint / name) != digests[name]:
+                    raise ValueError(f"{name} has other bytes than were written")
         state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if not {"step", "settings", "rows"} <= state.keys():
             raise ValueError("state.json has other keys")
         return state
-    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError) as error:
         raise ValueError(_damaged(checkpoint, " ".join(str(error).split()) or type(error).__name__)) from error
 
 

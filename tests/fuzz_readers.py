@@ -173,6 +173,36 @@ def read_released(folder: Path) -> None:
     read_checkpoint(folder / "released.pth")
 
 
+SETTINGS = {"steps": 40, "facts": {"seed": 1}}
+CHECKPOINT = "result/checkpoint/step_20"
+
+
+def small_training() -> tuple[Any, Any]:
+    """A model and its optimizer, after a step."""
+    import torch
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def make_checkpoint(folder: Path) -> None:
+    from nfx.training import _save
+
+    _save(*small_training(), folder / "result", 20, [{"step": 0, "lr": 0.1, "loss": 1.0}], SETTINGS)
+
+
+def read_checkpoint(folder: Path) -> str:
+    from nfx.training import _resume
+
+    model, optimizer = small_training()
+    step, rows = _resume(model, optimizer, folder / "result", SETTINGS)
+    return f"{step} {rows} {model.state_dict()} {optimizer.state_dict()}"
+
+
 # --- recordings and films ------------------------------------------------------------------------------------
 
 
@@ -312,6 +342,10 @@ READERS = {
     "foreign snapshots": Reader(
         ("result/encoder/config.json", "result/encoder/diffusion_pytorch_model.safetensors"),
         make_snapshot, read_foreign_snapshot,
+    ),
+    "checkpoints": Reader(
+        tuple(f"{CHECKPOINT}/{name}" for name in ("model.safetensors", "optimizer.pt", "state.json", "sha256.json")),
+        make_checkpoint, read_checkpoint,
     ),
     "released checkpoints": Reader(("released.pth",), make_released, read_released),
     "recordings": Reader(("run.dtseries.nii",), make_cifti, read_recording),

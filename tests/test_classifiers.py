@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from nfx.evaluation import image_logits, n_way_top_k, score_clips, ssim, video_logits
+from nfx.files import sha256, write_json
 
 SIZE, CLASSES = 16, 60
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # of ImageNet, which VideoMAE was trained with
@@ -177,8 +178,9 @@ def test_what_was_judged_once_is_kept_until_pixels_or_weights_change(classifiers
     shutil.copytree(classifiers[0], mine)
     found = image_logits(clips[0], mine, cache=cache)
     np.testing.assert_array_equal(found, image_logits(clips[0], mine))
-    (kept,) = cache.iterdir()
+    (kept,) = cache.glob("*.npy")
     np.save(kept, found + 1)  # so that a kept answer is told from a new one
+    write_json(kept.with_suffix(".json"), sha256(kept))
     np.testing.assert_array_equal(image_logits(clips[0], mine, cache=cache), found + 1)
     other = clips[0].copy()
     other[3, 0, 0, 0] ^= 1
@@ -187,4 +189,14 @@ def test_what_was_judged_once_is_kept_until_pixels_or_weights_change(classifiers
     weights["classifier.bias"] = weights["classifier.bias"] + 5
     save_file(weights, mine / "model.safetensors", {"format": "pt"})
     np.testing.assert_allclose(image_logits(clips[0], mine, cache=cache), found + 5, atol=1e-4)
-    assert len(list(cache.iterdir())) == 3
+    assert len(list(cache.glob("*.npy"))) == 3
+
+
+def test_what_was_judged_and_is_damaged_is_judged_again(classifiers, clips, tmp_path):
+    found = image_logits(clips[0], classifiers[0], cache=tmp_path)
+    (kept,) = tmp_path.glob("*.npy")
+    whole = kept.read_bytes()
+    for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 64]), b""):
+        kept.write_bytes(damaged)
+        np.testing.assert_array_equal(image_logits(clips[0], classifiers[0], cache=tmp_path), found)
+        assert kept.read_bytes() == whole

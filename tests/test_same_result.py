@@ -76,6 +76,23 @@ def test_a_clip_of_the_demo_does_not_depend_on_threads_batch_or_order(demo_pipel
     assert all(most <= GREY_LEVEL for most, _ in apart.values()), apart
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand to compare with the CPU")
+def test_a_gpu_decodes_the_clips_that_the_cpu_does(demo_pipeline):
+    """In float32; a GPU adds up in another order, so by the rounding of 8 steps with guidance: 2 grey levels."""
+    windows = np.random.default_rng(0).normal(size=(CLIPS, WINDOW, VOXELS)).astype(np.float32)
+    settings = {"clip_ids": np.arange(CLIPS), "seed": 2024, "steps": 8, "guidance": 4.0}
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        on_cpu = decode(demo_pipeline, windows, **settings)
+        on_gpu = decode(demo_pipeline.to("cuda"), windows, **settings)
+    finally:
+        demo_pipeline.to("cpu")
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert far_apart(on_cpu[0], on_cpu[1]) > 20 * GREY_LEVEL, "the clips differ"
+    assert far_apart(on_cpu, on_gpu) <= 2 * GREY_LEVEL
+
+
 def test_latents_do_not_depend_on_batch_or_threads(threads, monkeypatch):
     frames = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
     threads(1)

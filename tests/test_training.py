@@ -140,6 +140,10 @@ def test_nan_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match="nan at step 23"):
         run(network(), tmp_path, loss=turns_nan)
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step_20"]
+    whole, resumed = network(), network()
+    run(resumed, tmp_path)
+    run(whole, tmp_path / "whole")
+    assert same(whole, resumed), "the next run goes on"
 
 
 # --- memory that runs out ------------------------------------------------------------------------------------
@@ -261,6 +265,13 @@ def test_a_damaged_checkpoint_is_refused_and_the_sentence_says_how_to_go_on(tmp_
     shutil.rmtree(tmp_path / "a" / "checkpoint")
     run(anew, tmp_path / "a")
     assert same(whole, anew)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "0", '""', "[" * 5000])
+def test_digests_that_say_nothing_are_no_digests(tmp_path, content):
+    (stopped(tmp_path) / "sha256.json").write_text(content)
+    with pytest.raises(ValueError, match="step_20 is damaged"):
+        run(network(), tmp_path)
 
 
 def test_every_part_of_a_checkpoint_is_among_its_digests(tmp_path):

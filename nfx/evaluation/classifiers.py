@@ -12,7 +12,15 @@ import pandas as pd
 
 from nfx.evaluation.n_way import n_way_top_k
 from nfx.evaluation.ssim import ssim
-from nfx.files import require_exact_weights, source_digest, write_atomically
+from nfx.files import (
+    read_array,
+    read_json,
+    require_exact_weights,
+    sha256,
+    source_digest,
+    write_atomically,
+    write_json,
+)
 from nfx.weights import file_digests
 
 if TYPE_CHECKING:
@@ -92,7 +100,7 @@ def kept(make: Callable[[], np.ndarray], stimuli: np.ndarray, model: str | Path,
     """What a model makes of stimuli, from a file of an earlier call if there is one.
 
     True clips are judged beside every decoder's, and decoded ones for several scores: each once is enough. A file
-    goes by the digest of the pixels, of the model's weights and of this code.
+    goes by the digest of the pixels, of the model's weights and of this code; a damaged one is made again.
 
     Parameters
     ----------
@@ -109,11 +117,22 @@ def kept(make: Callable[[], np.ndarray], stimuli: np.ndarray, model: str | Path,
     for part in stimuli:  # a part at a time: the stimuli may be mapped from a file
         digest.update(np.ascontiguousarray(part).data)
     path = cache / f"{digest.hexdigest()[:32]}.npy"
-    if not path.is_file():
+    found = _whole(path)
+    if found is None:
         found = make()
         with write_atomically(path) as temporary:
             np.save(temporary, found, allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+        write_json(path.with_suffix(".json"), sha256(path))
+    return found
+
+
+def _whole(path: Path) -> np.ndarray | None:
+    """An array that was kept with its digest beside it, unless it is damaged."""
+    try:
+        whole = read_json(path.with_suffix(".json")) == sha256(path)
+        return np.array(read_array(path)) if whole else None
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def score_clips(
