@@ -242,12 +242,14 @@ def test_a_planted_linear_relation_is_decoded_above_other_clips(tmp_path, monkey
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     untrained_encoders(monkeypatch)
     # Latents of 2 x 2: a larger mean would show through any noise.
-    small = toy.make(tmp_path, steps=300, size=4, diffusion=True)
-    learn_captions(tmp_path, *load_arrays(paths.work(small.profile, "targets")).values(), 1000)
+    # Trained for long: at half the steps the alignment was 0.09 to 0.21, by the training's seed and the threads; so it is
+    # 0.46 and 0.51 for two seeds, other clips 0.25 and 0.20.
+    small = toy.make(tmp_path, steps=600, size=4, diffusion=True)
+    learn_captions(tmp_path, *load_arrays(paths.work(small.profile, "targets")).values(), 2000)
     chen2023.train(small.profile, 1)
     small.reveal()
-    sampling = small.profile.sampling.model_copy(update={"guidance": 4.0})
+    sampling = small.profile.sampling.model_copy(update={"guidance": 6.0})
     decoded = toy.decode(chen2023, small.profile.model_copy(update={"sampling": sampling}))
     truth = decode_latents(small.latents.reshape(-1, 4, 2, 2), small.profile.models.stable_diffusion)
     own, other = toy.alignment(decoded, truth.reshape(decoded.shape))
-    assert own > 0.2 and own > other
+    assert own > 0.3 and own > 1.2 * other
