@@ -242,8 +242,8 @@ def test_a_planted_linear_relation_is_decoded_above_other_clips(tmp_path, monkey
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     untrained_encoders(monkeypatch)
     # Latents of 2 x 2: a larger mean would show through any noise.
-    # Trained for long: at half the steps the alignment was 0.09 to 0.21, by the training's seed and the threads; so it is
-    # 0.46 and 0.51 for two seeds, other clips 0.25 and 0.20.
+    # Trained for long: at half the steps the alignment was 0.09 to 0.21, by the training's seed and the threads; so it
+    # is 0.46 and 0.51 for two seeds, other clips 0.25 and 0.20.
     small = toy.make(tmp_path, steps=600, size=4, diffusion=True)
     learn_captions(tmp_path, *load_arrays(paths.work(small.profile, "targets")).values(), 2000)
     chen2023.train(small.profile, 1)
