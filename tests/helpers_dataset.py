@@ -31,9 +31,7 @@ def write_cifti(path: Path, data: np.ndarray, brain: BrainModelAxis) -> Path:
     return path
 
 
-def claiming(
-    content: bytes, lengths: tuple[int, int], datatype: int | None = None, offset: int | None = None
-) -> bytes:
+def claiming(content: bytes, lengths: tuple[int, int], datatype: int | None = None, offset: int | None = None) -> bytes:
     """A recording of `write_cifti`, whose headers claim other (volumes, grayordinates); its data stay as they are.
 
     Parameters

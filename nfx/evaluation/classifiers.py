@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 SCORES = ("ssim", "image_top1_1", "image_top1_3", "video_top1_1", "video_top1_3")
 
 
-def image_logits(
-    frames: np.ndarray, folder: str | Path, batch_size: int = 64, cache: Path | None = None
-) -> np.ndarray:
+def image_logits(frames: np.ndarray, folder: str | Path, batch_size: int = 64, cache: Path | None = None) -> np.ndarray:
     """Logits of a ViT image classifier.
 
     Parameters
@@ -60,9 +58,7 @@ def image_logits(
     return kept(logits, frames, folder, cache)
 
 
-def video_logits(
-    clips: np.ndarray, folder: str | Path, batch_size: int = 16, cache: Path | None = None
-) -> np.ndarray:
+def video_logits(clips: np.ndarray, folder: str | Path, batch_size: int = 16, cache: Path | None = None) -> np.ndarray:
     """Logits of a VideoMAE classifier. It is set to the clips' own number of frames, six, as the paper's peers do.
 
     Parameters
