@@ -37,6 +37,7 @@ OF_THE_READER = {
     "data/mine/profile.yaml": "nfx/profiles/paper.yaml",
     "data/paper_24gb.yaml": "nfx/profiles/paper.yaml",
     "FILE.yaml": "nfx/profiles/paper.yaml",
+    "mine.yaml": "nfx/profiles/demo.yaml",
     "--slurm=FOLDER": "--slurm=workflow/profiles/slurm",
 }
 # Commands that nothing here can check -> why not.
@@ -140,6 +141,10 @@ def python(words: list[str]) -> None:
                 assert all(hasattr(importlib.import_module(node.module), alias.name) for alias in node.names)
         return
     if words[0] in ("docs/api.py", "tests/coverage_fuzz.py"):  # tests run them
+        return
+    if words[0] == "tests/benchmarks":
+        known = "".join((ROOT / words[0] / name).read_text() for name in ("__main__.py", "conftest.py"))
+        assert all(f'"{word}"' in known for word in words if word.startswith("--")), words
         return
     assert words[0] == "-m", words
     module = importlib.util.find_spec(words[1])
@@ -265,7 +270,15 @@ def test_what_is_not_checked_stands_in_a_page_and_has_a_reason():
     assert all(command in said and len(reason) > 20 for command, reason in NOT_CHECKED.items())
 
 
-WRONG = ["nfx decoed x", "python -m nfx.preflight", "./run_all.sh papre", "pytest -k x", "ruff check nfx/none", "rm x"]
+WRONG = [
+    "nfx decoed x",
+    "python -m nfx.preflight",
+    "./run_all.sh papre",
+    "python tests/benchmarks --none",
+    "pytest -k x",
+    "ruff check nfx/none",
+    "rm x",
+]
 
 
 @pytest.mark.parametrize("command", WRONG)
@@ -460,8 +473,8 @@ def sections(notebook: Path) -> dict[str, Amount]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             for line in text.splitlines():
-                if line.startswith("## "):
-                    title = re.sub(r" \([^)]*\)$", "", line.removeprefix("## "))
+                if heading := re.fullmatch(r"###? (.+?)( \([^)]*\))?", line):
+                    title = heading[1]
                 found[title] = found.get(title, Amount()) + Amount(words=len(line.split()))
             continue
         amount = Amount(code=sum(bool(line.strip()) for line in text.splitlines()))
