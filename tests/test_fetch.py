@@ -217,6 +217,15 @@ def test_a_damaged_archive(server, tmp_path):
     assert list(read_json(tmp_path / "fetched.json")) == ["stimuli"]
 
 
+def test_a_member_s_header_that_claims_a_long_name_is_not_told_at_length(server, tmp_path):
+    bundle = bytearray(zipped(WANTED["stimuli"]))
+    bundle[26:28] = (2500).to_bytes(2, "little")  # of the first member's own header: the length of its name
+    server.files["/stimuli"] = zipped({"10_4231_XXX/bundle.zip": bytes(bundle)})
+    with pytest.raises(ValueError, match="stimuli.zip.refused: File name in directory .*fetch it") as raised:
+        fetch_dataset(tmp_path, [], server.sources)
+    assert len(str(raised.value)) < 600 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_member(server, tmp_path, compression):
     fetch_dataset(tmp_path, [1], server.sources)

@@ -410,7 +410,7 @@ def unpack(archive: Path, folder: Path, part: str) -> dict[str, dict[str, Any]]:
         # Kept, since a download of hours may be worth a look; out of the way, since no later run may trust it.
         refused = archive.with_name(f"{archive.name}.refused")
         os.replace(archive, refused)
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__  # zipfile quotes a name at any length
         raise ValueError(f"{refused}: {reason}. Nothing of it is used; delete it, and run again to fetch it") from error
 
 
