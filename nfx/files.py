@@ -33,6 +33,7 @@ CLAIM = ".being_made"  # the lock of a folder that a process is making, and who 
 LEFT_BEHIND = (".*.????????.npy", "*/.tmp??????")  # by a killed process: of `write_atomically`, and of safetensors
 PATIENCE = 60.0  # s that one process waits for another which makes the same folder
 _CLAIMS: dict[Path, FileLock] = {}  # of this process
+LARGEST_HEADER = 10_000  # bytes, of an array; NumPy reads no longer one, but takes the memory for it first
 LARGEST_YAML = 1 << 20  # bytes; those of the project have 15 thousand
 # Content is compared with the manifest by whoever reads it (`load_arrays`, `verify`) or reuses it (`finished`): a job
 # reads its inputs anyway, and at 1 to 2 GB/s the ten GB of a job at the paper's size cost seconds of its hours. A large
@@ -173,6 +174,11 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
         If it is no array, or shorter than its header says; the message names the file.
     """
     try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+        length = int.from_bytes(start[8:12], "little") if start[6:7] > b"\x01" else 0  # version 1 has two bytes for it
+        if start.startswith(b"\x93NUMPY") and length > LARGEST_HEADER:
+            raise ValueError(f"its header says that it has {length} bytes")
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(array, np.ndarray):
             return array

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ def test_manifest_tells_shapes_digests_and_versions(folder):
     }
     assert manifest["facts"] == {"seed": 3, "betas": [0.9, 0.99], "rows": {"1": 0.5}}
     assert manifest["versions"]["numpy"] == np.__version__ and "git_revision" in manifest
+
+
+def test_a_header_that_claims_gigabytes_takes_no_memory(tmp_path):
+    header = b"\x93NUMPY\x03\x00" + (0xF0000000).to_bytes(4, "little") + b"{'descr': '<f4', 'fortran_order': False}"
+    (tmp_path / "a.npy").write_bytes(header)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.npy is not a whole \.npy file \(its header says .* 4026531840 bytes"):
+        files.read_array(tmp_path / "a.npy")
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 def test_object_arrays_are_refused_and_leave_no_manifest(folder):
