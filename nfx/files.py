@@ -162,7 +162,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     except OSError:
         raise
     except Exception as error:  # PyYAML raises many kinds for a value that its tag does not fit
-        raise ValueError(f"{path} is not valid YAML: {_line(error)}") from error
+        raise ValueError(f"{path} is not valid YAML: {one_line(error)}") from error
 
 
 def read_array(path: str | os.PathLike[str]) -> np.ndarray:
@@ -187,7 +187,7 @@ def read_array(path: str | os.PathLike[str]) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # NumPy has many kinds for a damaged header, and may advise to unpickle it
-        reason = "it has no header of an array of numbers" if "pickle" in str(error) else _line(error)
+        reason = "it has no header of an array of numbers" if "pickle" in str(error) else one_line(error)
         raise ValueError(f"{os.fspath(path)} is not a whole .npy file ({reason})") from error
 
 
@@ -579,7 +579,7 @@ def _digest_of(path: Path, *state: int) -> str:
     return sha256(path)
 
 
-def _line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message on one line, not longer than one reads."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 

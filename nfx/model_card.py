@@ -382,7 +382,7 @@ def upload(folder: str | Path, repository: str, private: bool = True) -> str:
             status = error.response.status_code
         if status in (401, 403):
             raise PermissionError(f"{where} may not be written ({status}): check the token and its rights") from error
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = files.one_line(error)
         raise ConnectionError(
             f"{where} could not be written ({reason[:200]}): check the network and run the command again"
         ) from error

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nfx.files import as_json, sha256, write_atomically, write_json
+from nfx.files import as_json, one_line, sha256, write_atomically, write_json
 from nfx.out_of_memory import SIGNS, memory_told
 
 LOG_EVERY = 10  # steps between two moments at which losses leave the device
@@ -358,7 +358,7 @@ def _written(path: Path) -> Iterator[Path]:
         except (SafetensorError, RuntimeError) as error:
             if SIGNS.search(str(error)):
                 raise
-            raise OSError(errno.EIO, " ".join(str(error).split())[:200], str(temporary)) from error
+            raise OSError(errno.EIO, one_line(error), str(temporary)) from error
 
 
 def _flush_folder(folder: Path) -> None:
@@ -418,12 +418,12 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
             raise ValueError("state.json has other keys")
         return state
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError) as error:
-        raise ValueError(_damaged(checkpoint, " ".join(str(error).split()) or type(error).__name__)) from error
+        raise ValueError(_damaged(checkpoint, one_line(error))) from error
 
 
 def _damaged(checkpoint: Path, reason: str) -> str:
     return (
-        f"the checkpoint {checkpoint} is damaged ({reason[:300]}) and is not used: put a copy of it back if there is "
+        f"the checkpoint {checkpoint} is damaged ({reason}) and is not used: put a copy of it back if there is "
         f"one, or delete {checkpoint.parent}; this training then begins at step 0"
     )
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfx import paths
-from nfx.files import is_inside, read_json, sha256, write_json
+from nfx.files import is_inside, one_line, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from nfx.profile import Profile
@@ -567,7 +567,7 @@ def _sentence(error: BaseException, repository: str, revision: str) -> OSError:
             f"{repository} could not be written to {constants.HF_HUB_CACHE} ({os.strerror(error.errno)}): make room or "
             f"set HF_HOME to another folder, then run the command again; files that came whole are kept"
         )
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error)
     return ConnectionError(
         f"{where} could not be fetched ({reason[:200]}): check the network and run the command again; files that came "
         "whole are kept"

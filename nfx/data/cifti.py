@@ -12,6 +12,8 @@ from nibabel import Nifti2Image
 from nibabel.cifti2 import BrainModelAxis, Cifti2Header, SeriesAxis
 from nibabel.cifti2.parse_cifti2 import Cifti2Extension, _Cifti2AsNiftiImage
 
+from nfx.files import one_line
+
 LARGEST_EXPONENT = 24  # of ten, in the time step: a yoctosecond
 
 
@@ -70,8 +72,8 @@ def read_cifti(path: str | Path) -> Cifti:
         data = np.array(image.dataobj, dtype=np.float32).reshape(len(series), len(brain))
     except Exception as error:  # nibabel raises many kinds for a damaged header
         raise ValueError(
-            f"{path} is not CIFTI, or is damaged ({_line(error)}); expected a dense time series (.dtseries.nii): fetch "
-            "or make it again"
+            f"{path} is not CIFTI, or is damaged ({one_line(error)}); expected a dense time series (.dtseries.nii): "
+            "fetch or make it again"
         ) from error
     bad = data.size - int(np.count_nonzero(np.isfinite(data)))
     if bad:
@@ -93,7 +95,7 @@ def time_step(path: str | Path) -> float | None:
             return None
         return float(series.series_step * 10.0**series.series_exponent)
     except Exception as error:  # nibabel raises many kinds for a damaged header
-        raise ValueError(f"{path} is not CIFTI, or its header is damaged ({_line(error)}); make it again") from error
+        raise ValueError(f"{path} is not CIFTI, or its header is damaged ({one_line(error)}); make it again") from error
 
 
 def _opened(path: Path) -> tuple[Nifti2Image, Cifti2Header]:
@@ -126,8 +128,3 @@ def checked_axes(header: Cifti2Header, shape: Sequence[int]) -> tuple[SeriesAxis
         found = ", ".join(type(axis).__name__ for axis in axes)
         raise ValueError(f"axes ({found}), expected (SeriesAxis, BrainModelAxis)")
     return axes[0], axes[1]
-
-
-def _line(error: Exception) -> str:
-    """An error's message on one line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

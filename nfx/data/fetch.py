@@ -37,7 +37,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from nfx.files import is_inside, read_json, sha256, write_atomically, write_json
+from nfx.files import is_inside, one_line, read_json, sha256, write_atomically, write_json
 
 SOURCES: Mapping[str, str] = {
     "stimuli": "https://purr.purdue.edu/publications/2808/serve/1?render=archive",  # doi:10.4231/R71Z42KK
@@ -410,8 +410,9 @@ def unpack(archive: Path, folder: Path, part: str) -> dict[str, dict[str, Any]]:
         # Kept, since a download of hours may be worth a look; out of the way, since no later run may trust it.
         refused = archive.with_name(f"{archive.name}.refused")
         os.replace(archive, refused)
-        reason = " ".join(str(error).split())[:300] or type(error).__name__  # zipfile quotes a name at any length
-        raise ValueError(f"{refused}: {reason}. Nothing of it is used; delete it, and run again to fetch it") from error
+        raise ValueError(
+            f"{refused}: {one_line(error)}. Nothing of it is used; delete it, and run again to fetch it"
+        ) from error
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from nfx.data.cifti import checked_axes
 from nfx.data.cleaning import FIRST_DROPPED, LAST_DROPPED
 from nfx.data.stimuli import CLIP_SECONDS, FRAME_RATE, LENGTH_TOLERANCE, RATE_TOLERANCE, opened
+from nfx.files import one_line
 
 DATA_SET = "video_fmri_dataset"
 STATES = ("present", "late", "missing", "truncated", "misnamed", "damaged", "unexpected")
@@ -173,7 +174,7 @@ def check_film(path: Path, seconds: float) -> Finding:
             rate = float(stream.average_rate or 0)
             lasts = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     except (ValueError, OSError) as error:
-        return Finding("truncated", f"cannot be opened ({_line(error)})")
+        return Finding("truncated", f"cannot be opened ({one_line(error)})")
     if lasts < seconds - LENGTH_TOLERANCE:
         return Finding("truncated", f"lasts {lasts:.2f} s, {seconds:g} s were expected")
     if lasts > seconds + LENGTH_TOLERANCE:
@@ -217,7 +218,7 @@ def check_recording(path: Path, volumes: int) -> Finding:
             width = header.get_data_dtype().itemsize
             needed = offset + math.prod(shape) * width
         except Exception as error:  # nibabel raises many kinds for a damaged header
-            return Finding("damaged", f"no NIfTI-2 header ({_line(error)})")
+            return Finding("damaged", f"no NIfTI-2 header ({one_line(error)})")
         # Where a length is 0, a product of lengths bounds none of the others, nor the memory that the axes take.
         if min(shape, default=0) < 1 or width < 1:
             return Finding("damaged", f"its header says data of shape {shape} and {width} bytes a value")
@@ -232,7 +233,7 @@ def check_recording(path: Path, volumes: int) -> Finding:
         xml = _without_metadata(extension[first : last + len(b"</CIFTI>")])
         points, brain, grayordinates = _axes(xml, shape[4:])
     except Exception as error:  # as above
-        return Finding("damaged", f"its CIFTI header cannot be read ({_line(error)})")
+        return Finding("damaged", f"its CIFTI header cannot be read ({one_line(error)})")
     if shape[4:] != (points, grayordinates):
         return Finding("damaged", f"data of shape {shape[4:]}, but its axes say {(points, grayordinates)}")
     allowed = [first + volumes + LAST_DROPPED for first in FIRST_DROPPED]
@@ -262,11 +263,6 @@ def _axes(xml: bytes, shape: tuple[int, ...]) -> tuple[int, str, int]:
     digest = hashlib.sha256("\n".join(brain.name).encode())
     digest.update(np.asarray(brain.vertex, np.int64).tobytes())
     return len(series), digest.hexdigest(), len(brain)
-
-
-def _line(error: Exception) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

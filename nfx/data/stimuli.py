@@ -14,6 +14,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from nfx.files import one_line
+
 FRAME_RATE = 30.0  # frames per second of the film
 CLIP_SECONDS = 2.0  # one volume
 CLIP_FRAMES = 6  # at 3 frames per second
@@ -126,7 +128,7 @@ def opened(path: Path) -> Iterator[Any]:
             yield stream
     except av.FFmpegError as error:
         claims = error.errno == errno.ENOMEM  # FFmpeg refuses such a header itself
-        reason = "it announces more than memory holds" if claims else " ".join(str(error).split())
+        reason = "it announces more than memory holds" if claims else one_line(error)
         raise ValueError(f"{path} cannot be read as a film ({reason}); fetch or make it again") from error
 
 
